@@ -1,0 +1,1 @@
+"""fastspec: which student node has become which teacher node, when, and why."""

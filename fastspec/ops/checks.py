@@ -1,0 +1,55 @@
+"""Host checks: every message names the argument, says what it got, and what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def refuse(argument: str, got: object, takes: str, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise `error` in the one form that every message of this package has."""
+    raise error(f"{argument}: got {got}; takes {takes}")
+
+
+def shape(tensor: Tensor) -> str:
+    """A tensor's shape, as messages print it."""
+    return f"shape {list(tensor.shape)}"
+
+
+def check_tensor(argument: str, value: object, ranks: Sequence[int], layout: str) -> None:
+    """Check that `value` is a floating tensor of one of `ranks`; `layout` spells the shapes it takes."""
+    if not isinstance(value, Tensor):
+        refuse(argument, type(value).__name__, f"a tensor {layout}", TypeError)
+    if value.dtype not in FLOATING:
+        refuse(argument, f"dtype {value.dtype}", "float64, float32, float16 or bfloat16", TypeError)
+    if value.dim() not in ranks:
+        refuse(argument, shape(value), layout)
+
+
+def check_same_kind(**tensors: Tensor | None) -> None:
+    """Check that all tensors share dtype and device with the first."""
+    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
+    for name, tensor in others:
+        if tensor.dtype != first.dtype:
+            refuse(name, f"dtype {tensor.dtype}", f"the dtype of {first_name}, {first.dtype}", TypeError)
+        if tensor.device != first.device:
+            refuse(name, f"device {tensor.device}", f"the device of {first_name}, {first.device}")
+
+
+def check_real(argument: str, value: float, takes: str, low: float = -math.inf, high: float = math.inf) -> None:
+    """Check that a hyper-parameter is a finite number in [low, high]."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+        refuse(argument, repr(value), takes)
+
+
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Check that no element is NaN or infinite, and say how many are."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        refuse(argument, f"{bad} of {tensor.numel()} values NaN or infinite", "finite values")

@@ -1,0 +1,102 @@
+"""Op `layer_moments`: linear + bias + (leaky) ReLU on both sides, then the moments, in one pass over the samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastspec.ops import library
+from fastspec.ops.checks import check_real, check_same_kind, check_tensor, refuse, shape
+from fastspec.ops.cross_moments import Moments, fake_moments
+from fastspec.ops.layer_moments import reference
+
+
+def _fake(
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    student_input: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    negative_slope: float,
+    coactivation: bool,
+    activations: bool,
+) -> tuple[Tensor, ...]:
+    samples, m = teacher_input.shape[0], teacher_weight.shape[0]
+    *population, n, _ = student_weight.shape
+    moments = fake_moments(teacher_input, m, tuple(population), n, coactivation)
+    if not activations:
+        return *moments, teacher_input.new_empty(0), teacher_input.new_empty(0)
+    return *moments, teacher_input.new_empty(samples, m), teacher_input.new_empty(*population, samples, n)
+
+
+library.define(
+    "layer_moments",
+    "(Tensor teacher_input, Tensor teacher_weight, Tensor? teacher_bias, "
+    "Tensor student_input, Tensor student_weight, Tensor? student_bias, "
+    "float negative_slope, bool coactivation, bool activations) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.layer_moments,
+    fake=_fake,
+)
+
+
+def _check_side(side: str, x: Tensor, weight: Tensor, bias: Tensor | None, population: bool) -> None:
+    star = "[*population, " if population else "["
+    check_tensor(f"{side}_input", x, (2, 3) if population else (2,), f"{star}samples, inputs]")
+    check_tensor(f"{side}_weight", weight, (2, 3) if population else (2,), f"{star}nodes, inputs]")
+    if weight.shape[-1] != x.shape[-1]:
+        refuse(f"{side}_weight", shape(weight), f"{star}nodes, {x.shape[-1]}], the width of {side}_input")
+    if x.dim() > weight.dim() or (x.dim() == 3 and x.shape[0] != weight.shape[0]):
+        refuse(f"{side}_input", shape(x), f"one input for all, or one for each network of {side}_weight {shape(weight)}")
+    if bias is not None:
+        check_tensor(f"{side}_bias", bias, (weight.dim() - 1,), f"{star}nodes]")
+        if bias.shape != weight.shape[:-1]:
+            refuse(f"{side}_bias", shape(bias), f"shape {list(weight.shape[:-1])}, the nodes of {side}_weight")
+
+
+def layer_moments(
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    student_input: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    negative_slope: float = 0.0,
+    coactivation: bool = False,
+    activations: bool = False,
+) -> tuple[Moments, tuple[Tensor, Tensor] | None]:
+    """Moments of teacher against student activations of one layer, without storing the activations.
+
+    teacher_input [N, d_t], teacher_weight [m, d_t], teacher_bias [m] or None;
+    student_input [N, d_s] shared by all students or [P, N, d_s], student_weight [n, d_s] or [P, n, d_s],
+    student_bias [n] or [P, n] or None; one dtype (float64, float32, float16, bfloat16) and device, any strides.
+    negative_slope: in [0, 1]; 0 is ReLU. At a pre-activation of 0 the gate is off.
+    Returns `Moments`, and with `activations=True` the activations ([N, m], [*P, N, n]) as input of the next layer.
+    Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or slopes.
+    """
+    _check_side("teacher", teacher_input, teacher_weight, teacher_bias, population=False)
+    _check_side("student", student_input, student_weight, student_bias, population=True)
+    check_same_kind(
+        teacher_input=teacher_input,
+        teacher_weight=teacher_weight,
+        teacher_bias=teacher_bias,
+        student_input=student_input,
+        student_weight=student_weight,
+        student_bias=student_bias,
+    )
+    if student_input.shape[-2] != teacher_input.shape[0]:
+        refuse("student_input", shape(student_input), f"the samples of teacher_input, {shape(teacher_input)}")
+    check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
+    *moments, teacher, student = torch.ops.fastspec.layer_moments(
+        teacher_input,
+        teacher_weight,
+        teacher_bias,
+        student_input,
+        student_weight,
+        student_bias,
+        negative_slope,
+        coactivation,
+        activations,
+    )
+    return Moments(*moments), (teacher, student) if activations else None

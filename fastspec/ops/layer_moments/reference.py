@@ -1,0 +1,47 @@
+"""Specification of `layer_moments` in plain torch (see README.md of this op for the mathematics)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastspec.ops.cross_moments.reference import BLOCK, ShiftedSums
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
+    """x [.., N, d], weight [.., nodes, d], bias [.., nodes] -> activations [.., N, nodes]; the gate is off at 0."""
+    pre_activation = x @ weight.mT
+    if bias is not None:
+        pre_activation = pre_activation + bias.unsqueeze(-2)
+    return torch.where(pre_activation > 0, pre_activation, negative_slope * pre_activation)
+
+
+def layer_moments(
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+    student_input: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    negative_slope: float,
+    coactivation: bool,
+    activations: bool,
+) -> tuple[Tensor, ...]:
+    """Moments of both sides' activations; the activations too when asked for, else empty."""
+    sums = ShiftedSums(teacher_weight.shape[0], student_weight.shape[:-1], coactivation, teacher_input.device)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(teacher_input), BLOCK):
+        rows = slice(start, start + BLOCK)
+        t = linear_relu(teacher_input[rows], teacher_weight, teacher_bias, negative_slope)
+        s = linear_relu(student_input[..., rows, :], student_weight, student_bias, negative_slope)
+        sums.add(t, s)
+        if activations:
+            kept.append((t, s))
+    empty = teacher_input.new_empty(0)
+    if not activations:
+        return *sums.finish(), empty, empty
+    if not kept:
+        n = len(teacher_input)
+        shape = (*student_weight.shape[:-2], n, student_weight.shape[-2])
+        return *sums.finish(), teacher_input.new_empty(n, teacher_weight.shape[0]), teacher_input.new_empty(shape)
+    return *sums.finish(), torch.cat([t for t, _ in kept]), torch.cat([s for _, s in kept], dim=-2)

@@ -1,0 +1,46 @@
+"""The `fastspec` operator namespace: schemas are defined here once, native code registers under them.
+
+Importing this module loads the compiled extension when it is there. A failure to load is kept, not raised:
+`native_error()` says why, and every op runs on its torch reference path instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_library = torch.library.Library("fastspec", "DEF")
+_native_error: str | None = None
+
+
+def define(name: str, schema: str, *, reference: Callable, fake: Callable) -> None:
+    """Define one op: its schema, its fake, and the reference for every device no kernel is registered for."""
+    _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"fastspec::{name}", fake, lib=_library)
+    for key in ("CPU", "CUDA"):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastspec::{name}", key):
+            _library.impl(name, reference, key)
+
+
+def native_error() -> str | None:
+    """Why the compiled extension is not in use, or None when it is."""
+    return _native_error
+
+
+def _load_native() -> str | None:
+    binaries = sorted(Path(__file__).parents[1].glob("_C.*"))
+    if not binaries:
+        return "fastspec was installed without its native code (no C++ compiler, or FASTSPEC_NATIVE=0)"
+    try:
+        torch.ops.load_library(str(binaries[0]))
+    except OSError as error:
+        return f"{binaries[0].name} could not be loaded: {error}"
+    return None
+
+
+_native_error = _load_native()
+if _native_error is not None:
+    warnings.warn(f"{_native_error}; running on the torch reference path, slower and with the same results", stacklevel=2)
