@@ -1,0 +1,66 @@
+// Vectors of one instruction set and the register tile that both products of the moments share.
+// Included once per instruction set, inside its own namespace: nothing here may be visible to the linker twice.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace fastspec {
+namespace FASTSPEC_ISA {
+
+template <typename T>
+struct Simd {
+  static constexpr int lanes = FASTSPEC_VECTOR_BYTES / sizeof(T);
+  typedef T Vector __attribute__((vector_size(FASTSPEC_VECTOR_BYTES)));
+  typedef decltype(Vector{} > Vector{}) Mask;  // integer lanes, -1 where true
+
+  static inline Vector load(const T* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static inline void store(T* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+};
+
+// Sums are kept in float64; half as many lanes as floats, as many as doubles.
+typedef Simd<double>::Vector Double;
+
+template <typename T>
+inline Double widen(const T* p) {  // the next Double's worth of T
+  typedef T Part __attribute__((vector_size(sizeof(Double) / sizeof(double) * sizeof(T))));
+  Part part;
+  std::memcpy(&part, p, sizeof part);
+  return __builtin_convertvector(part, Double);
+}
+
+// A tile is `rows` x `columns` products held in registers: rows are broadcast, columns are two vectors.
+template <typename T>
+struct Tile {
+  using S = Simd<T>;
+  using V = typename S::Vector;
+  static constexpr int rows = FASTSPEC_TILE_ROWS;
+  static constexpr int columns = 2 * S::lanes;
+
+  V sum[rows][2];
+
+  // sum[r][c] = start[c] + sum_k a[k, r] * b[k, c]; a is [depth, rows], b is [depth, columns], both packed
+  inline void multiply(const T* __restrict a, const T* __restrict b, int64_t depth, V start0, V start1) {
+    V s[rows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) s[r][0] = start0, s[r][1] = start1;
+    for (int64_t k = 0; k < depth; ++k) {
+      const V b0 = S::load(b), b1 = S::load(b + S::lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        s[r][0] += a[r] * b0;
+        s[r][1] += a[r] * b1;
+      }
+      a += rows, b += columns;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) sum[r][0] = s[r][0], sum[r][1] = s[r][1];
+  }
+};
+
+}  // namespace FASTSPEC_ISA
+}  // namespace fastspec

@@ -1,0 +1,18 @@
+// fastspec/_host: what Python may ask of the native code without torch.
+#include <pybind11/pybind11.h>
+
+#include "fastspec/instruction_set.h"
+
+PYBIND11_MODULE(_host, module) {
+  module.doc() = "Facts about the native build, and the parts of it that need no torch.";
+  module.def(
+      "build_facts",
+      [] {
+        pybind11::dict facts;
+        facts["compiler"] = "g++ " __VERSION__;
+        facts["instruction_set"] = fastspec::name_of(fastspec::choose_instruction_set());
+        facts["largest_instruction_set"] = fastspec::name_of(fastspec::largest_instruction_set());
+        return facts;
+      },
+      "Compiler, the instruction set in use and the largest this machine has.");
+}

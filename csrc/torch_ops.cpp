@@ -1,0 +1,164 @@
+// Registers the kernels with torch's dispatcher through its stable ABI. Schemas are defined in fastspec/ops;
+// the friendly checks live there too, and those here only keep a direct call from reading out of bounds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "fastspec/moments.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using MomentsAndActivations =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+fastspec::Scalar scalar_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return fastspec::Scalar::f64;
+    case ScalarType::Float: return fastspec::Scalar::f32;
+    case ScalarType::Half: return fastspec::Scalar::f16;
+    case ScalarType::BFloat16: return fastspec::Scalar::bf16;
+    default: STD_TORCH_CHECK(false, "fastspec takes float64, float32, float16 or bfloat16 tensors");
+  }
+}
+
+void check_alike(const Tensor& tensor, const Tensor& first) {
+  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), "fastspec: tensors must share one dtype");
+  STD_TORCH_CHECK(tensor.is_cpu() && first.is_cpu(), "fastspec: tensors must lie on one device");
+}
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+// [*networks, N, columns, *space]; `networks` says whether the first axis is there.
+fastspec::Array array_of(const Tensor& tensor, bool networks) {
+  const int64_t lead = networks ? 1 : 0;
+  fastspec::Array array{tensor.data_ptr(), {1, 1, 1, 1}, {0, 0, 0, 0}, tensor.stride(lead + 1), 0};
+  if (networks) array.network_stride = tensor.stride(0);
+  array.sample_sizes[0] = tensor.size(lead);
+  array.sample_strides[0] = tensor.stride(lead);
+  for (int64_t axis = lead + 2; axis < tensor.dim(); ++axis) {
+    array.sample_sizes[axis - lead - 1] = tensor.size(axis);
+    array.sample_strides[axis - lead - 1] = tensor.stride(axis);
+  }
+  return array;
+}
+
+fastspec::Layer layer_of(const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& input) {
+  const int64_t lead = weight.dim() - 2;
+  STD_TORCH_CHECK(lead == 0 || lead == 1, "fastspec: a weight is [nodes, inputs] or [networks, nodes, inputs]");
+  STD_TORCH_CHECK(weight.size(lead + 1) == input.size(input.dim() - 1), "fastspec: weight and input differ in width");
+  check_alike(weight, input);
+  fastspec::Layer layer{weight.data_ptr(), lead ? weight.stride(0) : 0, weight.stride(lead), weight.stride(lead + 1),
+                        nullptr,           0,                            0,                   weight.size(lead + 1)};
+  if (bias) {
+    check_alike(*bias, input);
+    STD_TORCH_CHECK(bias->dim() == lead + 1 && bias->size(lead) == weight.size(lead) &&
+                        (lead == 0 || bias->size(0) == weight.size(0)),
+                    "fastspec: a bias has the shape of its weight's nodes");
+    layer.bias = bias->data_ptr();
+    layer.bias_network_stride = lead ? bias->stride(0) : 0;
+    layer.bias_node_stride = bias->stride(lead);
+  }
+  return layer;
+}
+
+void run_parts(int parts, void (*body)(void*, int), void* context) {
+  if (parts == 1) return body(context, 0);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(context, int(part));
+  });
+}
+
+// Allocates the outputs, runs the pass, returns them.
+Moments run(fastspec::MomentsProblem& problem, const Tensor& like, bool population, bool coactivation) {
+  const int64_t networks = problem.student.networks, m = problem.teacher.nodes, n = problem.student.nodes;
+  const auto with = [&](std::vector<int64_t> sizes) {
+    if (population) sizes.insert(sizes.begin(), networks);
+    return sizes;
+  };
+  const ScalarType f64 = ScalarType::Double, i64 = ScalarType::Long;
+  Moments out{empty(like, {m}, f64),         empty(like, with({n}), f64), empty(like, {m}, f64),
+              empty(like, with({n}), f64),   empty(like, with({m, n}), f64), empty(like, {m}, i64),
+              empty(like, with({n}), i64),   empty(like, coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
+  const auto f64_ptr = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
+  const auto i64_ptr = [](const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); };
+  problem.teacher_mean = f64_ptr(std::get<0>(out)), problem.student_mean = f64_ptr(std::get<1>(out));
+  problem.teacher_scatter = f64_ptr(std::get<2>(out)), problem.student_scatter = f64_ptr(std::get<3>(out));
+  problem.cross_scatter = f64_ptr(std::get<4>(out));
+  problem.teacher_active = i64_ptr(std::get<5>(out)), problem.student_active = i64_ptr(std::get<6>(out));
+  problem.coactive = coactivation ? i64_ptr(std::get<7>(out)) : nullptr;
+  if (problem.samples == 0 || m == 0 || n * networks == 0) {
+    std::apply([](auto&... tensor) { (torch::stable::zero_(tensor), ...); }, out);
+    return out;
+  }
+  const double operations = double(problem.samples) * (m + n * networks) * (problem.student.layer.inputs + m);
+  const int parts = operations < 1e6 ? 1 : int(torch::stable::get_num_threads());
+  fastspec::compute_moments(problem, {parts, run_parts});
+  return out;
+}
+
+int64_t samples_of(const fastspec::Array& array) {
+  return array.sample_sizes[0] * array.sample_sizes[1] * array.sample_sizes[2] * array.sample_sizes[3];
+}
+
+Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactivation) {
+  const bool population = student.dim() == teacher.dim() + 1;
+  STD_TORCH_CHECK(teacher.dim() >= 2 && teacher.dim() <= 5 && student.dim() - population == teacher.dim(),
+                  "fastspec::cross_moments: activations are [N, nodes, *space], with networks first for the student");
+  check_alike(student, teacher);
+  fastspec::MomentsProblem problem{};
+  problem.scalar = scalar_of(teacher);
+  problem.teacher = {array_of(teacher, false), {}, 1, teacher.size(1), nullptr};
+  problem.student = {array_of(student, population), {}, population ? student.size(0) : 1,
+                     student.size(population + 1), nullptr};
+  for (int axis = 0; axis < 4; ++axis) {
+    STD_TORCH_CHECK(problem.teacher.array.sample_sizes[axis] == problem.student.array.sample_sizes[axis],
+                    "fastspec::cross_moments: teacher and student differ in samples or positions");
+  }
+  problem.samples = samples_of(problem.teacher.array);
+  return run(problem, teacher, population, coactivation);
+}
+
+MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& teacher_weight,
+                                    const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
+                                    const Tensor& student_weight, const std::optional<Tensor>& student_bias,
+                                    double negative_slope, bool coactivation, bool activations) {
+  const bool population = student_weight.dim() == 3, own_inputs = student_input.dim() == 3;
+  STD_TORCH_CHECK(teacher_input.dim() == 2 && teacher_weight.dim() == 2 && (student_input.dim() == 2 || own_inputs),
+                  "fastspec::layer_moments: inputs are [N, inputs], the student's may have networks first");
+  check_alike(student_input, teacher_input);
+  fastspec::MomentsProblem problem{};
+  problem.scalar = scalar_of(teacher_input);
+  problem.negative_slope = negative_slope;
+  problem.teacher = {array_of(teacher_input, false), layer_of(teacher_weight, teacher_bias, teacher_input), 1,
+                     teacher_weight.size(0), nullptr};
+  problem.student = {array_of(student_input, own_inputs), layer_of(student_weight, student_bias, student_input),
+                     population ? student_weight.size(0) : 1, student_weight.size(population), nullptr};
+  problem.samples = teacher_input.size(0);
+  STD_TORCH_CHECK(student_input.size(own_inputs) == problem.samples &&
+                      (!own_inputs || (population && student_input.size(0) == student_weight.size(0))),
+                  "fastspec::layer_moments: teacher and student differ in samples or networks");
+  const int64_t n = problem.student.nodes;
+  const std::vector<int64_t> none{0}, shared{problem.samples, n}, own{problem.student.networks, problem.samples, n};
+  const ScalarType type = teacher_input.scalar_type();
+  Tensor teacher = empty(teacher_input, activations ? std::vector<int64_t>{problem.samples, problem.teacher.nodes} : none, type);
+  Tensor student = empty(teacher_input, !activations ? none : population ? own : shared, type);
+  if (activations) problem.teacher.activation = teacher.data_ptr(), problem.student.activation = student.data_ptr();
+  return std::tuple_cat(run(problem, teacher_input, population, coactivation), std::tuple(teacher, student));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastspec, CPU, library) {
+  library.impl("cross_moments", TORCH_BOX(&cross_moments));
+  library.impl("layer_moments", TORCH_BOX(&layer_moments));
+}
