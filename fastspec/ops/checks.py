@@ -48,6 +48,13 @@ def check_real(argument: str, value: float, takes: str, low: float = -math.inf, 
         refuse(argument, repr(value), takes)
 
 
+def check_integer(argument: str, value: object, low: int = 1, high: int | None = None) -> None:
+    """Check that `value` is an integer in [low, high]; True and False are not."""
+    bounds = f"an integer of at least {low}" + ("" if high is None else f" and at most {high}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        refuse(argument, repr(value), bounds)
+
+
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no element is NaN or infinite, and say how many are."""
     bad = int((~torch.isfinite(tensor)).sum())
