@@ -34,8 +34,14 @@ void check_alike(const Tensor& tensor, const Tensor& first) {
   STD_TORCH_CHECK(tensor.is_cpu() && first.is_cpu(), "fastspec: tensors must lie on one device");
 }
 
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
+// An uninitialised CPU tensor. By the C shim: new_empty of the C++ layer costs a boxed call more, ten times an op.
+Tensor empty(const std::vector<int64_t>& sizes, int32_t type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t axis = sizes.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * (sizes[axis] ? sizes[axis] : 1);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // [*networks, N, columns, *space]; `networks` says whether the first axis is there.
@@ -79,16 +85,16 @@ void run_parts(int parts, void (*body)(void*, int), void* context) {
 }
 
 // Allocates the outputs, runs the pass, returns them.
-Moments run(fastspec::MomentsProblem& problem, const Tensor& like, bool population, bool coactivation) {
+Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivation) {
   const int64_t networks = problem.student.networks, m = problem.teacher.nodes, n = problem.student.nodes;
   const auto with = [&](std::vector<int64_t> sizes) {
     if (population) sizes.insert(sizes.begin(), networks);
     return sizes;
   };
-  const ScalarType f64 = ScalarType::Double, i64 = ScalarType::Long;
-  Moments out{empty(like, {m}, f64),         empty(like, with({n}), f64), empty(like, {m}, f64),
-              empty(like, with({n}), f64),   empty(like, with({m, n}), f64), empty(like, {m}, i64),
-              empty(like, with({n}), i64),   empty(like, coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
+  const int32_t f64 = aoti_torch_dtype_float64(), i64 = aoti_torch_dtype_int64();
+  Moments out{empty({m}, f64),         empty(with({n}), f64), empty({m}, f64),
+              empty(with({n}), f64),   empty(with({m, n}), f64), empty({m}, i64),
+              empty(with({n}), i64),   empty(coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
   const auto f64_ptr = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
   const auto i64_ptr = [](const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); };
   problem.teacher_mean = f64_ptr(std::get<0>(out)), problem.student_mean = f64_ptr(std::get<1>(out));
@@ -125,7 +131,7 @@ Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactiv
                     "fastspec::cross_moments: teacher and student differ in samples or positions");
   }
   problem.samples = samples_of(problem.teacher.array);
-  return run(problem, teacher, population, coactivation);
+  return run(problem, population, coactivation);
 }
 
 MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& teacher_weight,
@@ -149,11 +155,12 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
                   "fastspec::layer_moments: teacher and student differ in samples or networks");
   const int64_t n = problem.student.nodes;
   const std::vector<int64_t> none{0}, shared{problem.samples, n}, own{problem.student.networks, problem.samples, n};
-  const ScalarType type = teacher_input.scalar_type();
-  Tensor teacher = empty(teacher_input, activations ? std::vector<int64_t>{problem.samples, problem.teacher.nodes} : none, type);
-  Tensor student = empty(teacher_input, !activations ? none : population ? own : shared, type);
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(teacher_input.get(), &type));
+  Tensor teacher = empty(activations ? std::vector<int64_t>{problem.samples, problem.teacher.nodes} : none, type);
+  Tensor student = empty(!activations ? none : population ? own : shared, type);
   if (activations) problem.teacher.activation = teacher.data_ptr(), problem.student.activation = student.data_ptr();
-  return std::tuple_cat(run(problem, teacher_input, population, coactivation), std::tuple(teacher, student));
+  return std::tuple_cat(run(problem, population, coactivation), std::tuple(teacher, student));
 }
 
 }  // namespace

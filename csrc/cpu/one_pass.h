@@ -48,15 +48,14 @@ struct Plan {
         group_panels(ceil_div(group_nodes, columns)),
         panels(group_panels * (own_inputs ? p.student.networks : 1)) {
     const int64_t row_bytes = (student_depth + teacher_tiles * tile_rows + columns) * sizeof(T);
-    rows = clamp(cache / row_bytes, 96, 384) / 48 * 48;
+    rows = clamp(ceil_div(p.samples, tile_rows) * tile_rows, 1, clamp(cache / row_bytes, 96, 384) / 48 * 48);
     words = ceil_div(rows, 64);
     chunks = ceil_div(p.samples, rows);
     const int64_t chunk_bytes = rows * (student_depth + teacher_depth + padded) * sizeof(T);
     const int64_t sums_bytes = teacher_tiles * tile_rows * columns * (coactive ? 16 : 8);  // of one panel
     slots = clamp(ceil_div(32, panels), 1, clamp(slot_bytes / (panels * sums_bytes), 1, 16));
     if (slots > chunks) slots = chunks;
-    round = clamp(round_bytes / chunk_bytes, 1, 16) / slots * slots;
-    if (round < slots) round = slots;
+    round = ceil_div(clamp(round_bytes / chunk_bytes, 1, chunks < 16 ? chunks : 16), slots) * slots;
     slab = clamp(slab_bytes / (slots * sums_bytes + student_depth * columns * int64_t(sizeof(T))), 1, panels);
   }
 };

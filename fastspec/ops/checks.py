@@ -34,12 +34,16 @@ def check_tensor(argument: str, value: object, ranks: Sequence[int], layout: str
 
 def check_same_kind(**tensors: Tensor | None) -> None:
     """Check that all tensors share dtype and device with the first."""
-    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
-    for name, tensor in others:
-        if tensor.dtype != first.dtype:
-            refuse(name, f"dtype {tensor.dtype}", f"the dtype of {first_name}, {first.dtype}", TypeError)
-        if tensor.device != first.device:
-            refuse(name, f"device {tensor.device}", f"the device of {first_name}, {first.device}")
+    first_name, first = next(iter(tensors.items()))
+    assert first is not None
+    dtype, device = first.dtype, first.device
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype:
+            refuse(name, f"dtype {tensor.dtype}", f"the dtype of {first_name}, {dtype}", TypeError)
+        if tensor.device != device:
+            refuse(name, f"device {tensor.device}", f"the device of {first_name}, {device}")
 
 
 def check_real(argument: str, value: float, takes: str, low: float = -math.inf, high: float = math.inf) -> None:

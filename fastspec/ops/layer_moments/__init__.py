@@ -41,18 +41,22 @@ library.define(
 )
 
 
-def _check_side(side: str, x: Tensor, weight: Tensor, bias: Tensor | None, population: bool) -> None:
-    star = "[*population, " if population else "["
-    check_tensor(f"{side}_input", x, (2, 3) if population else (2,), f"{star}samples, inputs]")
-    check_tensor(f"{side}_weight", weight, (2, 3) if population else (2,), f"{star}nodes, inputs]")
-    if weight.shape[-1] != x.shape[-1]:
-        refuse(f"{side}_weight", shape(weight), f"{star}nodes, {x.shape[-1]}], the width of {side}_input")
-    if x.dim() > weight.dim() or (x.dim() == 3 and x.shape[0] != weight.shape[0]):
-        refuse(f"{side}_input", shape(x), f"one input for all, or one for each network of {side}_weight {shape(weight)}")
-    if bias is not None:
-        check_tensor(f"{side}_bias", bias, (weight.dim() - 1,), f"{star}nodes]")
-        if bias.shape != weight.shape[:-1]:
-            refuse(f"{side}_bias", shape(bias), f"shape {list(weight.shape[:-1])}, the nodes of {side}_weight")
+_TEACHER = ("teacher_input", "teacher_weight", "teacher_bias"), (2,)
+_STUDENT = ("student_input", "student_weight", "student_bias"), (2, 3)
+_INPUT, _WEIGHT, _BIAS = "[*networks, samples, inputs]", "[*networks, nodes, inputs]", "[*networks, nodes]"
+
+
+def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, w: Tensor, b: Tensor | None) -> None:
+    check_tensor(names[0], x, ranks, _INPUT)
+    check_tensor(names[1], w, ranks, _WEIGHT)
+    if w.shape[-1] != x.shape[-1]:
+        refuse(names[1], shape(w), f"{_WEIGHT} with {x.shape[-1]} inputs, the width of {names[0]}")
+    if x.dim() == 3 and x.shape[:1] != w.shape[:-2]:
+        refuse(names[0], shape(x), f"one input for all networks, or one for each network of {names[1]}, {shape(w)}")
+    if b is not None:
+        check_tensor(names[2], b, (w.dim() - 1,), _BIAS)
+        if b.shape != w.shape[:-1]:
+            refuse(names[2], shape(b), f"shape {list(w.shape[:-1])}, the nodes of {names[1]}")
 
 
 def layer_moments(
@@ -75,8 +79,8 @@ def layer_moments(
     Returns `Moments`, and with `activations=True` the activations ([N, m], [*P, N, n]) as input of the next layer.
     Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or slopes.
     """
-    _check_side("teacher", teacher_input, teacher_weight, teacher_bias, population=False)
-    _check_side("student", student_input, student_weight, student_bias, population=True)
+    _check_side(*_TEACHER, teacher_input, teacher_weight, teacher_bias)
+    _check_side(*_STUDENT, student_input, student_weight, student_bias)
     check_same_kind(
         teacher_input=teacher_input,
         teacher_weight=teacher_weight,
