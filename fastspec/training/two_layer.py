@@ -1,0 +1,261 @@
+"""`train_two_layer`: a population of two-layer students learns one teacher."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
+from fastspec.ops.two_layer_sgd import Packed, check_indices, two_layer_sgd
+from fastspec.populations import Population
+from fastspec.training.checkpoints import State, digest, load_state, save_state
+from fastspec.training.progress import Report, progress_bar
+
+OnSnapshot = Callable[[int, Population, Tensor], object]
+LIMIT = 1e8  # a batch loss this many times the loss of a student that answers 0 counts as divergence
+CALL_SECONDS = 1.0  # aimed length of one call of the op
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class History:
+    """What `train_two_layer` returns.
+
+    population: the students after training; diverged_step [P] int64: the step at which a student stopped, -1 for
+    none; snapshots: the population after so many steps, for the steps asked for (none if a callback took them).
+    """
+
+    population: Population
+    diverged_step: Tensor
+    steps: int
+    snapshots: dict[int, Population] = field(default_factory=dict)
+
+
+def train_two_layer(
+    teacher: torch.nn.Module,
+    students: Population,
+    x: Tensor,
+    *,
+    steps: int,
+    batch_size: int | None = 16,
+    indices: Tensor | None = None,
+    lr: float | Sequence[float] | Tensor = 0.01,
+    schedule: Sequence[float] | Tensor | Callable[[int], float] | None = None,
+    seeds: Sequence[int] | Tensor | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    normalize: bool = False,
+    fixed: str | None = None,
+    bias: bool = True,
+    negative_slope: float | None = None,
+    loss_limit: float | None = None,
+    snapshots: Iterable[int] = (),
+    on_snapshot: OnSnapshot | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool | Report = False,
+) -> History:
+    """SGD of every student on the mean over its batch of 1/2 ||teacher(x) - student(x)||^2.
+
+    teacher: a module from [N, d] to [N, C], evaluated once; students: a `Population` with d inputs and C outputs;
+    x [N, d] of the students' dtype (float32 or float64) and device.
+    batch_size: samples drawn with replacement for each step and student; None: all samples at every step.
+    indices: the batches themselves, int64 [steps, batch] for all students or [P, steps, batch].
+    lr: one number or one per student. schedule: factors on lr, [steps] or a function of the step (counted from 0).
+    seeds: of the students' batches, one each; by default the label `seed` of the students, else 0 .. P - 1.
+    momentum, weight_decay: as in torch.optim.SGD. normalize: divide each node's fan-in by its norm after every step.
+    fixed: "first" or "top" layer stays as it is. bias=False: no biases. negative_slope: by default the teacher's.
+    loss_limit: batch loss at which a student counts as diverged; by default 1e8 x the mean of 1/2 ||teacher(x)||^2.
+    A diverged student keeps its last finite weights and harms no other.
+    snapshots: numbers of steps after which the population is kept in `History.snapshots`, or handed to
+    `on_snapshot(step, population, diverged_step)` instead. 0 is the start.
+    checkpoint: a file to save to every `checkpoint_every` steps (None: about every 30 s), on Ctrl-C and at the end.
+    If it exists, training goes on from it, bit for bit; snapshots already handed to `on_snapshot` are not repeated.
+    progress: True for a bar (needs rich), or a function of (step, steps).
+    A student's result does not depend, bitwise, on which others train beside it.
+    Raises ValueError or TypeError, naming the argument, for whatever does not fit; a checkpoint of another
+    configuration is a ValueError.
+    """
+    y = _targets(teacher, students, x)
+    check_integer("steps", steps, 0)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
+    if indices is not None:
+        check_indices(indices, len(students), steps, len(x), x.device)
+    if fixed not in (None, "first", "top"):
+        refuse("fixed", repr(fixed), '"first", "top" or None')
+    if not bias and (bool(students.b1.any()) or bool(students.b2.any())):
+        refuse("bias", "False for students with biases other than 0", "True, or students without biases")
+    if loss_limit is None:
+        loss_limit = LIMIT * float(y.double().square().sum(1).mean() / 2) or math.inf
+    if negative_slope is None:
+        negative_slope = float(getattr(teacher, "negative_slope", 0.0))
+    rates = _per_student("lr", lr, len(students), torch.float64).to(x.device)
+    streams = _per_student("seeds", _default_seeds(students) if seeds is None else seeds, len(students), torch.int64)
+    multipliers = _multipliers(schedule, steps)
+    stops = _snapshot_steps(snapshots, steps)
+    options: dict[str, Any] = {
+        "momentum": float(momentum),
+        "weight_decay": float(weight_decay),
+        "negative_slope": negative_slope,
+        "loss_limit": float(loss_limit),
+        "bias": bool(bias),
+        "normalize": bool(normalize),
+        "fixed_first": fixed == "first",
+        "fixed_top": fixed == "top",
+        "batch_size": batch_size or 0,
+    }
+    state = State(0, students.packed, None, torch.full((len(students),), -1, device=x.device))
+    fingerprint: dict[str, object] = {}
+    if checkpoint is not None:
+        tables = {"x": x, "y": y, "lr": rates, "seeds": streams, "indices": indices, "schedule": multipliers}
+        tables |= {f"students.{name}": t for name, t in students.packed._asdict().items()}
+        fingerprint = options | {name: digest(t) for name, t in tables.items()} | {"widths": students.widths}
+        state = load_state(checkpoint, fingerprint, x.device) or state
+        if state.step > steps:
+            refuse(
+                "steps", steps, f"at least {state.step}, the steps already made in checkpoint {os.fspath(checkpoint)!r}"
+            )
+
+    offsets, streams = students.offsets.to(x.device), streams.to(x.device)
+
+    def advance(state: State, until: int) -> State:
+        window = slice(state.step, until)
+        out = two_layer_sgd(
+            x,
+            y,
+            state.weights,
+            offsets,
+            lr=rates,
+            seeds=streams,
+            steps=until - state.step,
+            first_step=state.step,
+            indices=None if indices is None else indices[..., window, :],
+            multipliers=None if multipliers is None else multipliers[window].to(x.device),
+            buffers=state.buffers,
+            diverged_step=state.diverged_step,
+            **options,
+        )
+        return State(until, out.weights, out.buffers, out.diverged_step, state.snapshots)
+
+    def population(weights: Packed) -> Population:
+        return Population(weights, students.offsets, students.labels)
+
+    def snapshot() -> None:
+        if on_snapshot is None:
+            state.snapshots[state.step] = state.weights
+        else:
+            on_snapshot(state.step, population(state.weights), state.diverged_step)
+
+    def save() -> None:
+        if checkpoint is not None:
+            save_state(checkpoint, fingerprint, state)
+
+    if state.step == 0 and 0 in stops:
+        snapshot()
+    pace, saved = Pace(), time.monotonic()
+    try:
+        with progress_bar(progress, steps, state.step) as report:
+            while state.step < steps:
+                until = min([state.step + pace.steps, steps, *(s for s in stops if s > state.step)])
+                if checkpoint_every is not None:
+                    until = min(until, (state.step // checkpoint_every + 1) * checkpoint_every)
+                with pace:
+                    state = advance(state, until)
+                if state.step in stops:
+                    snapshot()
+                due = time.monotonic() - saved > CHECKPOINT_SECONDS
+                if due if checkpoint_every is None else state.step % checkpoint_every == 0:
+                    save()
+                    saved = time.monotonic()
+                report(state.step, steps)
+    except KeyboardInterrupt:
+        save()
+        again = f"; the same call goes on from {os.fspath(checkpoint)!r}" if checkpoint is not None else ""
+        raise KeyboardInterrupt(f"training stopped after step {state.step} of {steps}{again}") from None
+    save()
+    kept = {step: population(weights) for step, weights in state.snapshots.items()}
+    return History(population(state.weights), state.diverged_step, steps, kept)
+
+
+class Pace:
+    """How many steps to make in one call of the op, so that a call takes about a second; no result depends on it."""
+
+    def __init__(self) -> None:
+        self.steps, self._start = 16, 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        self.steps = max(1, int(self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds))))
+
+
+def _targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor:
+    """Check the data against both networks; the teacher's outputs [N, C]."""
+    if not isinstance(students, Population):
+        refuse("students", type(students).__name__, "a Population", TypeError)
+    check_tensor("x", x, (2,), "[samples, inputs]")
+    if len(x) == 0:
+        refuse("x", shape(x), "one sample or more")
+    check_finite("x", x)
+    if x.dtype != students.w1.dtype or x.device != students.w1.device:
+        refuse("x", f"{x.dtype} on {x.device}", f"the students' {students.w1.dtype} on {students.w1.device}", TypeError)
+    if x.shape[1] != students.w1.shape[1]:
+        refuse("x", shape(x), f"[samples, {students.w1.shape[1]}], the inputs of the students")
+    teacher_inputs = getattr(teacher, "widths", [x.shape[1]])[0]
+    if teacher_inputs != x.shape[1]:
+        refuse("teacher", f"{teacher_inputs} inputs", f"the {x.shape[1]} inputs of x")
+    with torch.no_grad():
+        y = torch.cat([teacher(part) for part in x.split(65536)])
+    if y.dim() != 2 or y.shape[1] != students.b2.shape[1]:
+        refuse("teacher", f"outputs of {shape(y)}", f"[samples, {students.b2.shape[1]}], the outputs of the students")
+    check_finite("teacher outputs", y)
+    return y.to(x.dtype)
+
+
+def _default_seeds(students: Population) -> Sequence[int]:
+    return students.labels.get("seed", range(len(students)))
+
+
+def _per_student(argument: str, value: object, students: int, dtype: torch.dtype) -> Tensor:
+    """One number, or one per student -> [P]."""
+    try:
+        table = torch.as_tensor(value if isinstance(value, (Tensor, float, int)) else list(value), dtype=dtype)  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError):
+        refuse(argument, repr(value), f"numbers, one for each of the {students} students", TypeError)
+    if table.shape not in ((), (students,)):
+        refuse(argument, shape(table), f"one number for all, or [{students}]")
+    if dtype == torch.float64:
+        check_finite(argument, table)
+        if bool((table < 0).any()):
+            refuse(argument, f"{float(table.min())}", "numbers >= 0")
+    return table.expand(students).clone()
+
+
+def _multipliers(schedule: object, steps: int) -> Tensor | None:
+    if schedule is None:
+        return None
+    factors = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
+    table = torch.as_tensor(factors, dtype=torch.float64)
+    if table.shape != (steps,):
+        refuse("schedule", shape(table), f"[{steps}], one factor per step")
+    check_finite("schedule", table)
+    if bool((table < 0).any()):
+        refuse("schedule", f"{float(table.min())}", "factors >= 0")
+    return table
+
+
+def _snapshot_steps(snapshots: Iterable[int], steps: int) -> set[int]:
+    stops = list(snapshots)
+    for step in stops:
+        check_integer("snapshots", step, 0, steps)
+    return set(stops)
