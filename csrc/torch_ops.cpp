@@ -63,8 +63,9 @@ fastspec::Layer layer_of(const Tensor& weight, const std::optional<Tensor>& bias
   STD_TORCH_CHECK(lead == 0 || lead == 1, "fastspec: a weight is [nodes, inputs] or [networks, nodes, inputs]");
   STD_TORCH_CHECK(weight.size(lead + 1) == input.size(input.dim() - 1), "fastspec: weight and input differ in width");
   check_alike(weight, input);
-  fastspec::Layer layer{weight.data_ptr(), lead ? weight.stride(0) : 0, weight.stride(lead), weight.stride(lead + 1),
-                        nullptr,           0,                            0,                   weight.size(lead + 1)};
+  fastspec::Layer layer{
+      weight.data_ptr(),    lead ? weight.stride(0) : 0, weight.stride(lead), weight.stride(lead + 1), nullptr, 0, 0,
+      weight.size(lead + 1)};
   if (bias) {
     check_alike(*bias, input);
     STD_TORCH_CHECK(bias->dim() == lead + 1 && bias->size(lead) == weight.size(lead) &&
@@ -92,9 +93,10 @@ Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivatio
     return sizes;
   };
   const int32_t f64 = aoti_torch_dtype_float64(), i64 = aoti_torch_dtype_int64();
-  Moments out{empty({m}, f64),         empty(with({n}), f64), empty({m}, f64),
-              empty(with({n}), f64),   empty(with({m, n}), f64), empty({m}, i64),
-              empty(with({n}), i64),   empty(coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
+  Moments out{empty({m}, f64),          empty(with({n}), f64),
+              empty({m}, f64),          empty(with({n}), f64),
+              empty(with({m, n}), f64), empty({m}, i64),
+              empty(with({n}), i64),    empty(coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
   const auto f64_ptr = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
   const auto i64_ptr = [](const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); };
   problem.teacher_mean = f64_ptr(std::get<0>(out)), problem.student_mean = f64_ptr(std::get<1>(out));
@@ -124,8 +126,8 @@ Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactiv
   fastspec::MomentsProblem problem{};
   problem.scalar = scalar_of(teacher);
   problem.teacher = {array_of(teacher, false), {}, 1, teacher.size(1), nullptr};
-  problem.student = {array_of(student, population), {}, population ? student.size(0) : 1,
-                     student.size(population + 1), nullptr};
+  problem.student = {
+      array_of(student, population), {}, population ? student.size(0) : 1, student.size(population + 1), nullptr};
   for (int axis = 0; axis < 4; ++axis) {
     STD_TORCH_CHECK(problem.teacher.array.sample_sizes[axis] == problem.student.array.sample_sizes[axis],
                     "fastspec::cross_moments: teacher and student differ in samples or positions");

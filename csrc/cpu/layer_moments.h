@@ -1,4 +1,5 @@
-// layer_moments fills a panel with activations: a product of packed inputs and packed weights, bias and gate in registers.
+// layer_moments fills a panel with activations: a product of packed inputs and packed weights, bias and gate in
+// registers.
 #pragma once
 
 #include "panels.h"
@@ -29,7 +30,8 @@ inline void activate_panel(const T* inputs, const T* weights, const T* bias, int
 
 // Inputs of a chunk, packed for tiles: out[tile, input, row in tile]; rows beyond the chunk are zero.
 template <typename Stored, typename T>
-inline void pack_inputs(const Stored* data, const int64_t* rows_at, int64_t rows, int64_t stride, int64_t depth, T* out) {
+inline void pack_inputs(const Stored* data, const int64_t* rows_at, int64_t rows, int64_t stride, int64_t depth,
+                        T* out) {
   constexpr int tile_rows = Tile<T>::rows;
   for (int64_t first = 0; first < rows; first += tile_rows) {
     const int64_t count = rows - first < tile_rows ? rows - first : tile_rows;
@@ -41,7 +43,8 @@ inline void pack_inputs(const Stored* data, const int64_t* rows_at, int64_t rows
 
 // Weights of `width` nodes, packed for tiles: out[input, column]; columns beyond the width are zero.
 template <typename Stored, typename T>
-inline void pack_weights(const Stored* data, const int64_t* columns_at, int width, int64_t stride, int64_t depth, T* out) {
+inline void pack_weights(const Stored* data, const int64_t* columns_at, int width, int64_t stride, int64_t depth,
+                         T* out) {
   constexpr int columns = Tile<T>::columns;
   for (int64_t i = 0; i < depth; ++i, out += columns) {
     for (int c = 0; c < columns; ++c) out[c] = c < width ? T(data[columns_at[c] + i * stride]) : T(0);

@@ -83,7 +83,8 @@ inline void count_coactive(const uint64_t* teacher, int64_t nodes, const uint64_
   for (int64_t j = 0; j < nodes; ++j) {
     for (int c = 0; c < columns; ++c) {
       int64_t count = 0;
-      for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(teacher[j * words + w] & student[c * words + w]);
+      for (int64_t w = 0; w < words; ++w)
+        count += __builtin_popcountll(teacher[j * words + w] & student[c * words + w]);
       counts[j * columns + c] += count;
     }
   }
@@ -110,8 +111,8 @@ inline void accumulate_tile(const T* teacher, const T* student, int64_t rows, co
     for (int c = 0; c < L::columns; c += lanes) {
       double* const out = cross + r * L::columns + c;
       const Double total = Simd<double>::load(student_total + c), offset = Simd<double>::load(student_offset + c);
-      Simd<double>::store(out, Simd<double>::load(out) +
-                                   (widen(&sums[r][c]) + tile.offset[r] * total + tile.sum[r] * offset));
+      Simd<double>::store(
+          out, Simd<double>::load(out) + (widen(&sums[r][c]) + tile.offset[r] * total + tile.sum[r] * offset));
     }
   }
 }

@@ -33,7 +33,8 @@ struct Half {
   operator float() const {
     const uint32_t sign = uint32_t(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000 | (magnitude << 13));
-    // A half's exponent, placed in a float's field, is too small by 112: multiply instead of counting (handles subnormals).
+    // A half's exponent, placed in a float's field, is too small by 112: multiply instead of counting (handles
+    // subnormals).
     return from_bits(sign | to_bits(from_bits(magnitude << 13) * 0x1p112f));
   }
   static Half from(float value) {  // to nearest, ties to even
@@ -68,25 +69,6 @@ inline void sample_offsets(const Array& array, int64_t first, int64_t rows, int6
     for (int axis = 0; axis < 4; ++axis) offset += index[axis] * array.sample_strides[axis];
     offsets[row] = offset;
     for (int axis = 3; axis >= 0 && ++index[axis] == array.sample_sizes[axis]; --axis) index[axis] = 0;
-  }
-}
-
-// rows x width elements -> out[row * out_stride + column]; columns_at are the columns' offsets.
-template <typename Stored, typename T>
-inline void gather(const Stored* data, const int64_t* rows_at, int64_t rows, const int64_t* columns_at, int width,
-                   T* __restrict out, int64_t out_stride) {
-  bool adjacent = true;
-  for (int c = 1; c < width; ++c) adjacent &= columns_at[c] == columns_at[0] + c;
-  if (adjacent) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const Stored* __restrict row = data + rows_at[r] + columns_at[0];
-      for (int c = 0; c < width; ++c) out[r * out_stride + c] = row[c];
-    }
-    return;
-  }
-  for (int c = 0; c < width; ++c) {
-    const Stored* column = data + columns_at[c];
-    for (int64_t r = 0; r < rows; ++r) out[r * out_stride + c] = column[rows_at[r]];
   }
 }
 

@@ -54,7 +54,8 @@ struct Parallel {
 
   template <typename Body>
   void operator()(const Body& body) const {
-    run(parts, [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
+    run(
+        parts, [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 };

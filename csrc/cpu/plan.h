@@ -1,0 +1,58 @@
+// Sizes of the pass, from shapes alone: never from the machine's load or its number of threads.
+#pragma once
+
+#include "fastspec/moments.h"
+#include "simd.h"
+
+namespace fastspec {
+namespace FASTSPEC_ISA {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
+
+template <typename T>
+struct Plan {
+  static constexpr int tile_rows = Tile<T>::rows, columns = Tile<T>::columns;
+  static constexpr int64_t cache = 320 << 10, round_bytes = 8 << 20, slot_bytes = 16 << 20, slab_bytes = 40 << 20;
+
+  bool layer, coactive, own_inputs;  // own_inputs: every student network has inputs of its own
+  int64_t teacher_nodes, teacher_depth, student_depth, teacher_tiles, teacher_panels;
+  int64_t padded;                             // teacher nodes, to whole tiles and whole panels
+  int64_t group_nodes, group_panels, panels;  // a panel lies within one group of student nodes
+  int64_t slab;                               // panels whose sums and weights are held at a time
+  int64_t rows, tiled_rows, words;            // of a chunk: samples, the same to whole tiles, words of gate bits
+  int64_t chunks, round, slots;               // chunks in all, in a round; sums kept apart so that cores find work
+
+  explicit Plan(const MomentsProblem& p)
+      : layer(p.teacher.layer.weight != nullptr),
+        coactive(p.coactive != nullptr),
+        own_inputs(layer && p.student.array.network_stride != 0 && p.student.networks > 1),
+        teacher_nodes(p.teacher.nodes),
+        teacher_depth(layer ? p.teacher.layer.inputs : 0),
+        student_depth(layer ? p.student.layer.inputs : 0),
+        teacher_tiles(ceil_div(teacher_nodes, tile_rows)),
+        teacher_panels(ceil_div(teacher_nodes, columns)),
+        padded(teacher_tiles * tile_rows > teacher_panels * columns ? teacher_tiles * tile_rows
+                                                                    : teacher_panels * columns),
+        group_nodes(own_inputs ? p.student.nodes : p.student.nodes * p.student.networks),
+        group_panels(ceil_div(group_nodes, columns)),
+        panels(group_panels * (own_inputs ? p.student.networks : 1)) {
+    const int64_t row_bytes = (student_depth + teacher_tiles * tile_rows + columns) * sizeof(T);
+    rows = clamp(ceil_div(p.samples, tile_rows) * tile_rows, 1, clamp(cache / row_bytes, 96, 384) / 48 * 48);
+    tiled_rows = ceil_div(rows, tile_rows) * tile_rows;
+    words = ceil_div(rows, 64);
+    chunks = ceil_div(p.samples, rows);
+    const int64_t chunk_bytes = rows * (student_depth + teacher_depth + padded) * sizeof(T);
+    const int64_t sums_bytes = teacher_tiles * tile_rows * columns * sizeof(double);  // of one panel
+    // From one network's shape, so that a network's result does not depend on its population.
+    const int64_t own_panels = ceil_div(p.student.nodes, columns);
+    slots = clamp(ceil_div(32, own_panels), 1, clamp(slot_bytes / (own_panels * sums_bytes), 1, 16));
+    if (slots > chunks) slots = chunks;
+    round = ceil_div(clamp(round_bytes / chunk_bytes, 1, chunks < 16 ? chunks : 16), slots) * slots;
+    slab = clamp(slab_bytes / (slots * sums_bytes * (coactive ? 2 : 1) + student_depth * columns * int64_t(sizeof(T))),
+                 1, panels);
+  }
+};
+
+}  // namespace FASTSPEC_ISA
+}  // namespace fastspec
