@@ -11,7 +11,8 @@ from torch import Tensor
 STUDENTS = 8  # students of a block: every product has this batch count, whatever the population
 ALIGN = 64  # bytes that every row is a multiple of, so that a product takes the same path in every slot
 
-aten = torch.ops.aten
+leaky_relu = torch.ops.aten.leaky_relu.out
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 def padded(width: int, dtype: torch.dtype) -> int:
@@ -34,7 +35,7 @@ class Rule:
 
 
 class Scratch:
-    """Activations of one block over `b` samples."""
+    """Activations of one block over `b` samples, and the views of them that a step takes."""
 
     def __init__(self, like: Tensor, b: int, inputs: int, hidden: int, outputs: int):
         def empty(width: int) -> Tensor:
@@ -43,6 +44,10 @@ class Scratch:
         self.x, self.y = empty(inputs), empty(outputs)
         self.pre_activation, self.activation, self.gradient = empty(hidden), empty(hidden), empty(hidden)
         self.residual, self.square = empty(outputs), empty(outputs)
+        self.x_rows, self.y_rows = self.x.flatten(0, 1), self.y.flatten(0, 1)  # [8 b, ..]
+        self.squares = self.square.flatten(1)  # [8, b O]
+        self.activation_t, self.gradient_t = self.activation.mT, self.gradient.mT
+        self.constant, self.constant_gradient = self.activation[..., -1], self.gradient[..., -1]  # [8, b]
 
 
 Batch = tuple[Tensor, Tensor, Scratch]  # x [8, b, D], y [8, b, O]
@@ -75,7 +80,7 @@ class Block:
         for x, y, scratch in batches:
             self._forward(x, y, scratch)
             torch.mul(scratch.residual, scratch.residual, out=scratch.square)
-            loss += scratch.square.flatten(1).sum(1)
+            loss += scratch.squares.sum(1)
             self._backward(x, scratch, scale)
         if self.buffers is not None:
             for i in self.trained:
@@ -103,8 +108,8 @@ class Block:
     def _forward(self, x: Tensor, y: Tensor, s: Scratch) -> None:
         first, top = self.old
         torch.bmm(x, first.mT, out=s.pre_activation)
-        aten.leaky_relu.out(s.pre_activation, self.rule.negative_slope, out=s.activation)
-        s.activation[..., -1].fill_(float(self.rule.bias))
+        leaky_relu(s.pre_activation, self.rule.negative_slope, out=s.activation)
+        s.constant.fill_(float(self.rule.bias))
         torch.baddbmm(y, s.activation, top, alpha=-1, out=s.residual)
 
     def _backward(self, x: Tensor, s: Scratch, scale: Tensor) -> None:
@@ -112,14 +117,14 @@ class Block:
         first, top = self.new if self.buffers is None else self.buffers
         s.residual.mul_(scale)
         if not self.rule.fixed_top:
-            top.baddbmm_(s.activation.mT, s.residual)
+            top.baddbmm_(s.activation_t, s.residual)
         if self.rule.fixed_first:
             return
         torch.bmm(s.residual, self.old[1].mT, out=s.gradient)
         slope = self.rule.negative_slope
-        aten.leaky_relu_backward.grad_input(s.gradient, s.pre_activation, slope, False, grad_input=s.gradient)
-        s.gradient[..., -1].zero_()  # the constant node has no weights of its own
-        first.baddbmm_(s.gradient.mT, x)
+        leaky_relu_backward(s.gradient, s.pre_activation, slope, False, grad_input=s.gradient)
+        s.constant_gradient.zero_()  # the constant node has no weights of its own
+        first.baddbmm_(s.gradient_t, x)
 
     def swap(self) -> None:
         """Make the step final."""

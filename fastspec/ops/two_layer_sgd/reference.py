@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -71,9 +72,8 @@ class Run:
         rows: the batches [T, 8, B] of every block; None when every batch is all samples.
         """
         slot_rates = [_slots(block, rates, 0.0)[..., None, None] for block in self.blocks]  # [T, 8, 1, 1]
-        live = torch.tensor([[k is not None for k in block.students] for block in self.blocks], device=rates.device)
         limit = min(loss_limit, torch.finfo(rates.dtype).max)
-        limits = torch.where(live, limit, torch.inf).to(rates.dtype)  # [blocks, 8]
+        limits = rates.new_tensor([[math.inf if k is None else limit for k in block.students] for block in self.blocks])
         loss, sums = torch.empty_like(limits), torch.empty_like(limits)
         for t in range(len(rates)):
             loss.zero_()
@@ -86,7 +86,7 @@ class Run:
                     k = self.blocks[i].students[slot]
                     assert k is not None, "padding has zero weights and no limit"
                     self.stop(self.blocks[i], slot)
-                    limits[i, slot], slot_rates[i][:, slot] = torch.inf, 0.0
+                    limits[i, slot], slot_rates[i][:, slot] = math.inf, 0.0
                     yield k, t
             for block in self.blocks:
                 block.swap()
@@ -117,8 +117,8 @@ class Run:
                 yield x.expand(STUDENTS, -1, -1), y.expand(STUDENTS, -1, -1), scratch
             else:
                 part = rows[:, start : start + size].reshape(-1)
-                torch.index_select(self.x, 0, part, out=scratch.x.flatten(0, 1))
-                torch.index_select(self.y, 0, part, out=scratch.y.flatten(0, 1))
+                torch.index_select(self.x, 0, part, out=scratch.x_rows)
+                torch.index_select(self.y, 0, part, out=scratch.y_rows)
                 yield scratch.x, scratch.y, scratch
 
 
