@@ -60,7 +60,7 @@ def uniform(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """n samples of U(low, high) in each of d inputs: [n, d], or [n, *d] for a shape. Drawn in float32, see `gaussian`."""
+    """n samples of U(low, high) in each of d inputs: [n, d], or [n, *d] for a shape; drawn as in `gaussian`."""
     size = _sample_shape(n, d)
     check_real("low", low, "a finite number")
     check_real("high", high, f"a finite number above low, {low!r}", math.nextafter(low, math.inf))

@@ -52,7 +52,8 @@ def prune(network: AnyNetwork, fractions: float | Sequence[float]) -> Pruned[Any
         check_real("fractions", fraction, "numbers of at least 0 and below 1", 0.0, 1 - 2**-53)
         order = mean_fan_out(above, nodes).argsort(stable=True)
         # the addition undoes rounding as in 0.29 * 100 = 28.999999999999996
-        kept.append(order[int(fraction * nodes + 1e-9) :].sort().values)
+        removed = min(int(fraction * nodes + 1e-9), nodes - 1)
+        kept.append(order[removed:].sort().values)
     return Pruned(_select(network, kept), kept)
 
 
@@ -64,16 +65,16 @@ def _select(network: AnyNetwork, kept: list[Tensor]) -> AnyNetwork:
         options["channels"] = [len(nodes) for nodes in kept]
     like = network.layers[0].weight
     small = type(network)(**options, dtype=like.dtype, device=like.device)
-    every = torch.arange(len(network.layers[-1].weight), device=like.device)
+    rows = [*kept, torch.arange(len(network.layers[-1].weight), device=like.device)]
     with torch.no_grad():
         for i, (target, source) in enumerate(zip(small.layers, network.layers, strict=True)):
-            weight = source.weight[kept[i] if i < len(kept) else every]
+            weight = source.weight[rows[i]]
             if i:
                 grouped = weight.reshape(len(weight), network.hidden_widths[i - 1], -1)  # [out, nodes below, columns]
                 weight = grouped[:, kept[i - 1]].reshape(target.weight.shape)
             target.weight.copy_(weight)
             if source.bias is not None and target.bias is not None:
-                target.bias.copy_(source.bias[kept[i] if i < len(kept) else every])
+                target.bias.copy_(source.bias[rows[i]])
         for norm, whole_norm, nodes in zip(small.norms, network.norms, kept if network.batch_norm else [], strict=True):
             state = whole_norm.state_dict()
             norm.load_state_dict({name: value[nodes] if value.dim() else value for name, value in state.items()})
