@@ -15,10 +15,11 @@ from torch import Tensor
 from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
 from fastspec.ops.two_layer_sgd import Packed, check_indices, two_layer_sgd
 from fastspec.populations import Population
+from fastspec.progress import Progress
 from fastspec.training.checkpoints import State, digest, load_state, save_state
-from fastspec.training.progress import Report, progress_bar
 
 OnSnapshot = Callable[[int, Population, Tensor], object]
+Report = Callable[[int, int], object]
 LIMIT = 1e8  # a batch loss this many times the loss of a student that answers 0 counts as divergence
 CALL_SECONDS = 1.0  # aimed length of one call of the op
 CHECKPOINT_SECONDS = 30.0
@@ -60,7 +61,7 @@ def train_two_layer(
     on_snapshot: OnSnapshot | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
-    progress: bool | Report = False,
+    progress: bool | Report | None = None,
 ) -> History:
     """SGD of every student on the mean over its batch of 1/2 ||teacher(x) - student(x)||^2.
 
@@ -77,8 +78,9 @@ def train_two_layer(
     snapshots: numbers of steps after which the population is kept in `History.snapshots`, or handed to
     `on_snapshot(step, population, diverged_step)` instead. 0 is the start.
     checkpoint: a file to save to every `checkpoint_every` steps (None: about every 30 s), on Ctrl-C and at the end.
-    If it exists, training goes on from it, bit for bit; snapshots already handed to `on_snapshot` are not repeated.
-    progress: True for a bar (needs rich), or a function of (step, steps).
+    If it exists, training goes on from it, bit for bit; `on_snapshot` sees the steps after it, again if need be.
+    progress: True for a bar, None for one on a terminal if it takes long, False for none, or a function of
+    (step, steps).
     A student's result does not depend, bitwise, on which others train beside it.
     Raises ValueError or TypeError, naming the argument, for whatever does not fit; a checkpoint of another
     configuration is a ValueError.
@@ -89,6 +91,8 @@ def train_two_layer(
         check_integer("batch_size", batch_size, 1)
     if indices is not None:
         check_indices(indices, len(students), steps, len(x), x.device)
+    if checkpoint_every is not None:
+        check_integer("checkpoint_every", checkpoint_every, 1)
     if fixed not in (None, "first", "top"):
         refuse("fixed", repr(fixed), '"first", "top" or None')
     if not bias and (bool(students.b1.any()) or bool(students.b2.any())):
@@ -148,7 +152,7 @@ def train_two_layer(
     def population(weights: Packed) -> Population:
         return Population(weights, students.offsets, students.labels)
 
-    def snapshot() -> None:
+    def snapshot(state: State) -> None:
         if on_snapshot is None:
             state.snapshots[state.step] = state.weights
         else:
@@ -159,23 +163,27 @@ def train_two_layer(
             save_state(checkpoint, fingerprint, state)
 
     if state.step == 0 and 0 in stops:
-        snapshot()
+        snapshot(state)
     pace, saved = Pace(), time.monotonic()
     try:
-        with progress_bar(progress, steps, state.step) as report:
+        with Progress("training", steps, "steps", False if callable(progress) else progress) as bar:
+            bar.advance(state.step)
             while state.step < steps:
                 until = min([state.step + pace.steps, steps, *(s for s in stops if s > state.step)])
                 if checkpoint_every is not None:
                     until = min(until, (state.step // checkpoint_every + 1) * checkpoint_every)
                 with pace:
-                    state = advance(state, until)
-                if state.step in stops:
-                    snapshot()
+                    ahead = advance(state, until)
+                if ahead.step in stops:
+                    snapshot(ahead)
+                state = ahead  # only now, so that an interrupted callback is called again
                 due = time.monotonic() - saved > CHECKPOINT_SECONDS
                 if due if checkpoint_every is None else state.step % checkpoint_every == 0:
                     save()
                     saved = time.monotonic()
-                report(state.step, steps)
+                bar.advance(state.step - bar.done)
+                if callable(progress):
+                    progress(state.step, steps)
     except KeyboardInterrupt:
         save()
         again = f"; the same call goes on from {os.fspath(checkpoint)!r}" if checkpoint is not None else ""
