@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
+from fastspec.ops.checks import check_integer, refuse
 from fastspec.ops.two_layer_sgd import Packed, check_indices, two_layer_sgd
 from fastspec.populations import Population
 from fastspec.progress import Progress
 from fastspec.training.checkpoints import State, digest, load_state, save_state
+from fastspec.training.inputs import default_seeds, multipliers_of, per_student, snapshot_steps, targets
 
 OnSnapshot = Callable[[int, Population, Tensor], object]
 Report = Callable[[int, int], object]
@@ -85,7 +86,7 @@ def train_two_layer(
     Raises ValueError or TypeError, naming the argument, for whatever does not fit; a checkpoint of another
     configuration is a ValueError.
     """
-    y = _targets(teacher, students, x)
+    y = targets(teacher, students, x)
     check_integer("steps", steps, 0)
     if batch_size is not None:
         check_integer("batch_size", batch_size, 1)
@@ -101,10 +102,10 @@ def train_two_layer(
         loss_limit = LIMIT * float(y.double().square().sum(1).mean() / 2) or math.inf
     if negative_slope is None:
         negative_slope = float(getattr(teacher, "negative_slope", 0.0))
-    rates = _per_student("lr", lr, len(students), torch.float64).to(x.device)
-    streams = _per_student("seeds", _default_seeds(students) if seeds is None else seeds, len(students), torch.int64)
-    multipliers = _multipliers(schedule, steps)
-    stops = _snapshot_steps(snapshots, steps)
+    rates = per_student("lr", lr, len(students), torch.float64).to(x.device)
+    streams = per_student("seeds", default_seeds(students) if seeds is None else seeds, len(students), torch.int64)
+    multipliers = multipliers_of(schedule, steps)
+    stops = snapshot_steps(snapshots, steps)
     options: dict[str, Any] = {
         "momentum": float(momentum),
         "weight_decay": float(weight_decay),
@@ -205,65 +206,3 @@ class Pace:
     def __exit__(self, *_: object) -> None:
         seconds = max(time.monotonic() - self._start, 1e-6)
         self.steps = max(1, int(self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds))))
-
-
-def _targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor:
-    """Check the data against both networks; the teacher's outputs [N, C]."""
-    if not isinstance(students, Population):
-        refuse("students", type(students).__name__, "a Population", TypeError)
-    check_tensor("x", x, (2,), "[samples, inputs]")
-    if len(x) == 0:
-        refuse("x", shape(x), "one sample or more")
-    check_finite("x", x)
-    if x.dtype != students.w1.dtype or x.device != students.w1.device:
-        refuse("x", f"{x.dtype} on {x.device}", f"the students' {students.w1.dtype} on {students.w1.device}", TypeError)
-    if x.shape[1] != students.w1.shape[1]:
-        refuse("x", shape(x), f"[samples, {students.w1.shape[1]}], the inputs of the students")
-    teacher_inputs = getattr(teacher, "widths", [x.shape[1]])[0]
-    if teacher_inputs != x.shape[1]:
-        refuse("teacher", f"{teacher_inputs} inputs", f"the {x.shape[1]} inputs of x")
-    with torch.no_grad():
-        y = torch.cat([teacher(part) for part in x.split(65536)])
-    if y.dim() != 2 or y.shape[1] != students.b2.shape[1]:
-        refuse("teacher", f"outputs of {shape(y)}", f"[samples, {students.b2.shape[1]}], the outputs of the students")
-    check_finite("teacher outputs", y)
-    return y.to(x.dtype)
-
-
-def _default_seeds(students: Population) -> Sequence[int]:
-    return students.labels.get("seed", range(len(students)))
-
-
-def _per_student(argument: str, value: object, students: int, dtype: torch.dtype) -> Tensor:
-    """One number, or one per student -> [P]."""
-    try:
-        table = torch.as_tensor(value if isinstance(value, (Tensor, float, int)) else list(value), dtype=dtype)  # type: ignore[call-overload]
-    except (TypeError, ValueError, RuntimeError):
-        refuse(argument, repr(value), f"numbers, one for each of the {students} students", TypeError)
-    if table.shape not in ((), (students,)):
-        refuse(argument, shape(table), f"one number for all, or [{students}]")
-    if dtype == torch.float64:
-        check_finite(argument, table)
-        if bool((table < 0).any()):
-            refuse(argument, f"{float(table.min())}", "numbers >= 0")
-    return table.expand(students).clone()
-
-
-def _multipliers(schedule: object, steps: int) -> Tensor | None:
-    if schedule is None:
-        return None
-    factors = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
-    table = torch.as_tensor(factors, dtype=torch.float64)
-    if table.shape != (steps,):
-        refuse("schedule", shape(table), f"[{steps}], one factor per step")
-    check_finite("schedule", table)
-    if bool((table < 0).any()):
-        refuse("schedule", f"{float(table.min())}", "factors >= 0")
-    return table
-
-
-def _snapshot_steps(snapshots: Iterable[int], steps: int) -> set[int]:
-    stops = list(snapshots)
-    for step in stops:
-        check_integer("snapshots", step, 0, steps)
-    return set(stops)

@@ -1,0 +1,73 @@
+"""What `train_two_layer` is given, checked and brought into the op's form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
+from fastspec.populations import Population
+
+
+def targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor:
+    """Check the data against both networks; the teacher's outputs [N, C]."""
+    if not isinstance(students, Population):
+        refuse("students", type(students).__name__, "a Population", TypeError)
+    check_tensor("x", x, (2,), "[samples, inputs]")
+    if len(x) == 0:
+        refuse("x", shape(x), "one sample or more")
+    check_finite("x", x)
+    if x.dtype != students.w1.dtype or x.device != students.w1.device:
+        refuse("x", f"{x.dtype} on {x.device}", f"the students' {students.w1.dtype} on {students.w1.device}", TypeError)
+    if x.shape[1] != students.w1.shape[1]:
+        refuse("x", shape(x), f"[samples, {students.w1.shape[1]}], the inputs of the students")
+    teacher_inputs = getattr(teacher, "widths", [x.shape[1]])[0]
+    if teacher_inputs != x.shape[1]:
+        refuse("teacher", f"{teacher_inputs} inputs", f"the {x.shape[1]} inputs of x")
+    with torch.no_grad():
+        y = torch.cat([teacher(part) for part in x.split(65536)])
+    if y.dim() != 2 or y.shape[1] != students.b2.shape[1]:
+        refuse("teacher", f"outputs of {shape(y)}", f"[samples, {students.b2.shape[1]}], the outputs of the students")
+    check_finite("teacher outputs", y)
+    return y.to(x.dtype)
+
+
+def default_seeds(students: Population) -> Sequence[int]:
+    return students.labels.get("seed", range(len(students)))
+
+
+def per_student(argument: str, value: object, students: int, dtype: torch.dtype) -> Tensor:
+    """One number, or one per student -> [P]."""
+    try:
+        table = torch.as_tensor(value if isinstance(value, (Tensor, float, int)) else list(value), dtype=dtype)  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError):
+        refuse(argument, repr(value), f"numbers, one for each of the {students} students", TypeError)
+    if table.shape not in ((), (students,)):
+        refuse(argument, shape(table), f"one number for all, or [{students}]")
+    if dtype == torch.float64:
+        check_finite(argument, table)
+        if bool((table < 0).any()):
+            refuse(argument, f"{float(table.min())}", "numbers >= 0")
+    return table.expand(students).clone()
+
+
+def multipliers_of(schedule: object, steps: int) -> Tensor | None:
+    if schedule is None:
+        return None
+    factors = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
+    table = torch.as_tensor(factors, dtype=torch.float64)
+    if table.shape != (steps,):
+        refuse("schedule", shape(table), f"[{steps}], one factor per step")
+    check_finite("schedule", table)
+    if bool((table < 0).any()):
+        refuse("schedule", f"{float(table.min())}", "factors >= 0")
+    return table
+
+
+def snapshot_steps(snapshots: Iterable[int], steps: int) -> set[int]:
+    stops = list(snapshots)
+    for step in stops:
+        check_integer("snapshots", step, 0, steps)
+    return set(stops)
