@@ -190,7 +190,7 @@ def student_widths(teacher_widths: Sequence[int], multi: float | Sequence[float]
         refuse("multi", f"{len(multis)} values", f"one number, or one for each of {len(teacher_widths)} hidden layers")
     for value in multis:
         check_real("multi", value, "a finite number of at least 1", 1.0)
-    # the subtraction undoes rounding as in 1.1 * 10 = 11.000000000000002
+    # the subtraction undoes rounding as in 1.1 * 50 = 55.00000000000001
     return [math.ceil(value * width - 1e-9) for value, width in zip(multis, teacher_widths, strict=True)]
 
 

@@ -71,6 +71,16 @@ def test_boundary_points_follow_their_construction():
         assert ((ratio - low) / (high - low)).std() > 0.2  # spread over the interval
 
 
+def test_boundary_points_are_gaussian_along_their_boundary():
+    teacher = two_layer(30, 1, 4, bias=0.0, dtype=torch.float64)
+    w = teacher.weights()[0][0][0]
+    above = teacher_boundary(teacher, 6000, std=1.5, mean=2.0, sigma=0.0).view(3, 2000, 30)[1]
+    share = above @ w / above.norm(dim=1)  # 2 / sqrt(|x0|^2 + 4)
+    squared = 4 / share.square() - 4
+    assert abs(float(squared.mean()) / (1.5**2 * 29) - 1) < 0.03
+    assert abs(float(squared.std()) / (1.5**2 * 58**0.5) - 1) < 0.06  # chi-squared with 29 degrees of freedom
+
+
 def test_augmented_moves_along_every_direction():
     x = gaussian(4, 3)
     units = augmented(x, 0.5).view(7, 4, 3)

@@ -159,10 +159,10 @@ def test_load_refuses_weights_that_are_not_finite(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("multi", "widths"),
-    [(1, [10, 3]), (2.5, [25, 8]), (1.1, [11, 4]), ([1, 4], [10, 12])],
+    [(1, [50, 3]), (2.5, [125, 8]), (1.1, [55, 4]), ([1, 4], [50, 12])],
 )
 def test_student_widths_round_up(multi, widths):
-    assert student_widths([10, 3], multi) == widths
+    assert student_widths([50, 3], multi) == widths
 
 
 def test_student_like_takes_the_teachers_frame():
@@ -206,6 +206,12 @@ def test_pruned_convnet_is_the_network_with_fan_outs_zeroed():
     pruned = prune(network, 0.5)
     assert pruned.network.channels == [3, 2]
     gone = [[i for i in range(n) if i not in k.tolist()] for n, k in zip((6, 4), pruned.kept, strict=True)]
+    strengths = [
+        network.convs[1].weight.detach().abs().mean((0, 2, 3)),
+        network.head.weight.detach().abs().view(3, 4, 9).mean((0, 2)),
+    ]
+    for strength, kept, removed in zip(strengths, pruned.kept, gone, strict=True):
+        assert strength[removed].max() < strength[kept].min()
     network.convs[1].weight.data[:, gone[0]] = 0
     network.head.weight.data.view(3, 4, 9)[:, gone[1]] = 0
     x = inputs(5, 2, 7, 7)
