@@ -1,0 +1,47 @@
+# The commands of this project; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+NATIVE_SOURCES := $(shell find csrc -type f)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.cpp')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+install: $(INSTALLED) ## make .venv, install the pinned dependencies, build the native code
+
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(NATIVE_SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, install python3-venv"; exit 1; }
+	$(PIP) install -q -c constraints.txt torch numpy setuptools wheel ninja pybind11
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[lab,test,lint]'
+	@touch $@
+
+demo: $(INSTALLED) ## the main job: students turn into teachers; ends with a report folder (about a minute)
+	$(BIN)/fastspec demo
+
+test: lint ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff, mypy, clang-format
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(INSTALLED) ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(INSTALLED) ## the CPU benchmarks, with a table of results
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) build *.egg-info fastspec/_C* fastspec/_host* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
