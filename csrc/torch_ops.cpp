@@ -146,6 +146,7 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
   check_alike(student_input, teacher_input);
   fastspec::MomentsProblem problem{};
   problem.scalar = scalar_of(teacher_input);
+  problem.layered = true;
   problem.negative_slope = negative_slope;
   problem.teacher = {array_of(teacher_input, false), layer_of(teacher_weight, teacher_bias, teacher_input), 1,
                      teacher_weight.size(0), nullptr};

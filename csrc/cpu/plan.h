@@ -24,7 +24,7 @@ struct Plan {
   int64_t chunks, round, slots;               // chunks in all, in a round; sums kept apart so that cores find work
 
   explicit Plan(const MomentsProblem& p)
-      : layer(p.teacher.layer.weight != nullptr),
+      : layer(p.layered),
         coactive(p.coactive != nullptr),
         own_inputs(layer && p.student.array.network_stride != 0 && p.student.networks > 1),
         teacher_nodes(p.teacher.nodes),

@@ -16,7 +16,7 @@ struct Array {
   int64_t network_stride;  // 0: one array for all networks
 };
 
-// A linear layer of one network, or of several; weight is null when the activations are given.
+// A linear layer of one network, or of several.
 struct Layer {
   const void* weight;  // [networks, nodes, inputs]
   int64_t network_stride, node_stride, input_stride;
@@ -34,6 +34,7 @@ struct Side {
 
 struct MomentsProblem {
   Scalar scalar;
+  bool layered;  // the arrays are inputs of layers; otherwise they are the activations
   double negative_slope;
   Side teacher, student;  // m and P x n nodes
   int64_t samples;        // N times positions
