@@ -12,7 +12,7 @@ import torch.multiprocessing
 from fastspec.moments import CrossMoments, cross_moments
 
 SAMPLES, M, N, P = 90, 3, 5, 2
-CONSTANT =   # of the last teacher and student node; 90 times it, divided by 90, is another number
+CONSTANT = 0.015  # of the last teacher and student node; 90 times it, divided by 90, is another number
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
