@@ -1,0 +1,136 @@
+"""Tables from result files: `python -m benchmarks.table FILE...` prints them, `--update README.md` puts them in place.
+
+In a document, a table stands between `<!-- benchmark: NAME -->` and `<!-- /benchmark -->`; NAME is a result file's
+path below benchmarks/results, without `.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness import Entry
+
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def render(result: Entry) -> str:
+    """One result file as markdown: tables, targets with their verdicts, and where it was measured."""
+    parts = [_speeds(result)] if "cases" in result else []
+    if "memory" in result:
+        parts.append(_memory(result["memory"]))
+    if "overhead_us" in result:
+        rows = [[name, _number(us)] for name, us in result["overhead_us"].items()]
+        parts.append(markdown(["call on tiny tensors", "µs"], rows))
+    if result.get("targets"):
+        parts.append(_targets(result["targets"]))
+    parts.append(_source(result))
+    return "\n\n".join(parts)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table: first column left, the others right, padded to be readable as text."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def _speeds(result: Entry) -> str:
+    families = list(result["geometric_means"])
+    header = ["samples x inputs, teacher x student", "fastspec ms", "of sgemm", "of floor", "error of rho"]
+    rows = []
+    for case in result["cases"]:
+        ours = case["peers"]["fastspec"]
+        row = [case["label"], _milliseconds(ours), _percent(ours.get("of_matrix_rate")), _percent(ours.get("of_floor"))]
+        row.append(f"{ours['error']['rho']:.0e}" if "error" in ours else "wrong")
+        rows.append([*row, *(_ratio(case, case["best"][name]) for name in families)])
+    means = [f"{_number(result['geometric_means'][name])}x" for name in families]
+    rows.append(["geometric mean", "", "", "", "", *means])
+    return markdown([*header, *families], rows)
+
+
+def _ratio(case: Entry, peer: str | None) -> str:
+    found = case["peers"].get(peer, {}) if peer else {}
+    if found.get("times_slower") is None:
+        return "-"
+    chunk = found["settings"].get("chunk")
+    return f"{found['times_slower']:.2f}x" + (f" ({chunk})" if chunk else "")
+
+
+def _memory(rows: Sequence[Entry]) -> str:
+    def shape(row: Entry) -> str:
+        samples, inputs, teacher, student = row["shape"]
+        return f"{samples:,} x {inputs}, {teacher} x {student}"
+
+    cells = [
+        [row["peer"] + (f" ({row['chunk']})" if row["chunk"] else ""), shape(row), f"{row['extra'] / 1e6:.1f}"]
+        for row in rows
+    ]
+    return markdown(["peer", "samples x inputs, teacher x student", "extra MB"], cells)
+
+
+def _targets(targets: Sequence[Entry]) -> str:
+    rows = []
+    for t in targets:
+        got = "not measured" if t["got"] is None else f"{_number(t['got'])}{t['unit']}"
+        rows.append([t["name"], t["want"], got, "PASS" if t["pass"] else "MISS"])
+    return markdown(["target", "wanted", "measured", ""], rows)
+
+
+def _source(result: Entry) -> str:
+    commit = (result["commit"] or "unknown")[:10]
+    if result["uncommitted_changes"]:
+        commit += " with uncommitted changes"
+    quick = " (quick: small shapes, no measurement to quote)" if result["quick"] else ""
+    return (
+        f"`{result['command']}`{quick}: {result['device']}, {result['threads']} threads, "
+        f"torch {result['versions']['torch']}, commit {commit}, {result['date'][:10]}."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _milliseconds(peer: Entry) -> str:
+    return f"{peer['median_ms']:.1f}" if "median_ms" in peer else "-"
+
+
+def update(document: str, results: Path = RESULTS) -> str:
+    """The document with its marked tables rendered; raises FileNotFoundError where a result file is missing."""
+
+    def fill(match: re.Match[str]) -> str:
+        result = json.loads((results / f"{match[2]}.json").read_text())
+        return f"{match[1]}{render(result)}\n{match[3]}"
+
+    return MARKED.sub(fill, document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="result files to print")
+    parser.add_argument("--update", type=Path, action="append", default=[], metavar="DOCUMENT")
+    args = parser.parse_args()
+    for path in args.files:
+        print(render(json.loads(path.read_text())), end="\n\n")
+    for path in args.update:
+        path.write_text(update(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
