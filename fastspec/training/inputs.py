@@ -35,6 +35,7 @@ def targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor
 
 
 def default_seeds(students: Population) -> Sequence[int]:
+    """The label `seed` of every student, else its place."""
     return students.labels.get("seed", range(len(students)))
 
 
@@ -54,6 +55,7 @@ def per_student(argument: str, value: object, students: int, dtype: torch.dtype)
 
 
 def multipliers_of(schedule: object, steps: int) -> Tensor | None:
+    """A table, or a function of the step -> [steps] float64."""
     if schedule is None:
         return None
     factors = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
@@ -67,6 +69,7 @@ def multipliers_of(schedule: object, steps: int) -> Tensor | None:
 
 
 def snapshot_steps(snapshots: Iterable[int], steps: int) -> set[int]:
+    """The distinct steps, each in [0, steps]."""
     stops = list(snapshots)
     for step in stops:
         check_integer("snapshots", step, 0, steps)
