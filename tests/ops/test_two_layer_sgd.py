@@ -220,11 +220,10 @@ def test_a_diverging_student_stops_and_harms_no_other(momentum: float):
 
 def test_infinite_weights_behind_a_closed_gate_are_noticed():
     # One sample, one node: the step sends its weight to -inf, after which its gate is closed and the loss finite.
-    x, y = torch.tensor([[1.0]]), torch.tensor([[-1e30]])
-    weights = Packed(torch.tensor([[1.0]]), torch.zeros(1), torch.tensor([[1e8]]), torch.zeros(1, 1))
-    out = two_layer_sgd(
-        x, y, weights, torch.tensor([0, 1]), lr=torch.ones(1).double(), seeds=torch.zeros(1, dtype=torch.int64), steps=1
-    )
+    x, y = torch.tensor([[1.0]]), torch.tensor([[-1e15]])
+    weights = Packed(torch.tensor([[1.0]]), torch.zeros(1), torch.tensor([[1.0]]), torch.zeros(1, 1))
+    lr, seeds = torch.full((1,), 1e30, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    out = two_layer_sgd(x, y, weights, torch.tensor([0, 1]), lr=lr, seeds=seeds, steps=1, loss_limit=1e30)
     assert out.diverged_step.tolist() == [0]
     assert torch.equal(out.weights.w1, weights.w1)
 
