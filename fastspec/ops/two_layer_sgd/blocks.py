@@ -123,7 +123,7 @@ class Block:
         torch.bmm(s.residual, self.old[1].mT, out=s.gradient)
         slope = self.rule.negative_slope
         leaky_relu_backward(s.gradient, s.pre_activation, slope, False, grad_input=s.gradient)
-        s.constant_gradient.zero_()  # the constant node has no weights of its own
+        s.constant_gradient.zero_()  # or the unused weights of the constant node would drift
         first.baddbmm_(s.gradient_t, x)
 
     def swap(self) -> None:
