@@ -1,1 +1,38 @@
-"""fastspec: which student node has become which teacher node, when, and why."""
+"""fastspec: which student node has become which teacher node, when, and why.
+
+    import fastspec as fs
+
+    teacher = fs.teachers.separated([20, 50, 75, 100], seed=0)
+    student = fs.networks.student_like(teacher, multi=10, seed=1)
+    report = fs.measure(teacher, student, fs.data.gaussian(100_000, 20, std=10.0, seed=2))
+    print(report)
+"""
+
+from fastspec import data, initialization, matching, networks, pruning, statistics, teachers
+from fastspec.config import show_config
+from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
+from fastspec.networks import MLP, ConvNet
+from fastspec.populations import Population
+from fastspec.training import History, train_two_layer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "CrossMoments",
+    "History",
+    "Population",
+    "cross_moments",
+    "data",
+    "initialization",
+    "layer_moments",
+    "layer_moments_with_activations",
+    "matching",
+    "networks",
+    "pruning",
+    "show_config",
+    "statistics",
+    "teachers",
+    "train_two_layer",
+]
