@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(benchmark: harness.Benchmark, options: harness.Options, where: harness.Entry, folder: Path) -> Path:
     print(f"{benchmark.name}: {benchmark.about}", file=sys.stderr, flush=True)
+    neighbours = environment.Neighbours()
+    body = benchmark.run(options)
     result = {
         "schema": harness.SCHEMA,
         "benchmark": benchmark.name,
@@ -57,7 +59,8 @@ def _run(benchmark: harness.Benchmark, options: harness.Options, where: harness.
         "quick": options.quick,
         "rounds": options.rounds,
         **where,
-        **benchmark.run(options),
+        "neighbours_cores": neighbours.cores(),
+        **body,
     }
     path = folder / f"{benchmark.name}.json"
     path.write_text(json.dumps(harness.finite(result), indent=1) + "\n")

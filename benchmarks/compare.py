@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import harness
 from benchmarks.gate import WrongResultError, check
-from benchmarks.harness import Entry, Options
+from benchmarks.harness import Entry, Options, Timing, geometric_mean, interleave, rotate
 from benchmarks.rates import RateCalls, Rates
 from fastspec.ops.cross_moments import Moments
 
@@ -28,6 +30,9 @@ class Peer:
     skip: str | None = None
 
 
+Families = Mapping[str, Sequence[Peer]]  # the fastest peer of a family stands for it
+
+
 @dataclass(frozen=True)
 class Case:
     """One shape: its inputs (several copies where a cache has to be outrun), its float64 truth, its least work."""
@@ -37,45 +42,51 @@ class Case:
     copies: Sequence[Any]
     truth: Moments
     samples: int
-    operations: float  # multiply and add counted separately, matrix products alone
+    operations: float  # of the matrix products alone; a multiply and an add are two
     moved: float  # bytes of inputs read once and results written once
 
 
-def compare(case: Case, peers: Sequence[Peer], rates: RateCalls, options: Options) -> Entry:
+def compare(case: Case, ours: Callable[[Any], Any], families: Families, rates: RateCalls, options: Options) -> Entry:
     """Result entry of a case. A peer with a wrong result is named with its error and has no speed."""
-    entry: Entry = {"label": case.label, "shape": case.shape, "operations": case.operations, "moved": case.moved}
     found: dict[str, Entry] = {}
     calls: dict[str, Callable[[], object]] = {}
     fewer: dict[str, int] = {}
-    for peer in peers:
+    for peer in [Peer(OURS, ours), *(peer for family in families.values() for peer in family)]:
         found[peer.name] = {"settings": peer.settings}
         if peer.skip is not None:
             found[peer.name]["skipped"] = peer.skip
             continue
         try:
-            result = peer.call(case.copies[0])
-            found[peer.name]["error"] = check(peer.name, result, case.truth, case.samples)
+            found[peer.name]["error"] = check(peer.name, peer.call(case.copies[0]), case.truth, case.samples)
         except WrongResultError as wrong:
             found[peer.name]["wrong"] = str(wrong)
             continue
-        calls[peer.name] = harness.rotate(case.copies, peer.call)
+        calls[peer.name] = rotate(case.copies, peer.call)
         if peer.rounds is not None:
             fewer[peer.name] = peer.rounds
-    timings = harness.interleave({**calls, **rates.calls}, options.rounds, device=options.device, fewer=fewer)
+    timings = interleave({**calls, **rates.calls}, options.rounds, device=options.device, fewer=fewer)
     measured = rates.rates(timings["matrix"].median, timings["copy"].median)
     floor = measured.floor(case.operations, case.moved)
-    entry["rates"] = {
-        "matrix_gflops": measured.matrix / 1e9,
-        "copy_gbytes": measured.copy / 1e9,
-        "floor_ms": floor * 1e3,
-    }
     for name in calls:
         found[name] |= _speed(timings[name], timings.get(OURS), case, measured, floor)
-    entry["peers"] = found
+    entry: Entry = {
+        "label": case.label,
+        "shape": case.shape,
+        "operations": case.operations,
+        "moved": case.moved,
+        "rates": {
+            "matrix_gflops": measured.matrix / 1e9,
+            "copy_gbytes": measured.copy / 1e9,
+            "floor_ms": floor * 1e3,
+        },
+        "best": {name: _fastest(found, [p.name for p in family]) for name, family in families.items()},
+        "peers": found,
+    }
+    print(f"  {case.label}: {_line(entry)}", file=sys.stderr, flush=True)
     return entry
 
 
-def _speed(timing: harness.Timing, ours: harness.Timing | None, case: Case, rates: Rates, floor: float) -> Entry:
+def _speed(timing: Timing, ours: Timing | None, case: Case, rates: Rates, floor: float) -> Entry:
     speed: Entry = {
         "rounds_ms": [t * 1e3 for t in timing.rounds.values()],
         "median_ms": timing.median * 1e3,
@@ -89,26 +100,49 @@ def _speed(timing: harness.Timing, ours: harness.Timing | None, case: Case, rate
     return speed
 
 
-def best(variants: Sequence[Peer], inputs: Any, *, rounds: int, keep: int, device: str) -> list[Peer]:
+def _fastest(peers: Mapping[str, Entry], names: Sequence[str]) -> str | None:
+    """The name with the smallest median; None where none of them has a speed."""
+    timed = {n: peers[n]["median_ms"] for n in names if "median_ms" in peers[n]}
+    return min(timed, key=timed.__getitem__) if timed else None
+
+
+def _line(entry: Entry) -> str:
+    ours = entry["peers"][OURS]
+    if "median_ms" not in ours:
+        return ours.get("wrong", "not timed")
+    ratios = {name: ratio(entry, name) for name in entry["best"]}
+    shown = [f"{r:.2f}x over {name}" for name, r in ratios.items() if not math.isnan(r)]
+    return ", ".join([f"{ours['median_ms']:.1f} ms", *shown])
+
+
+def ratio(entry: Entry, family: str) -> float:
+    """How many times slower than ours the fastest of a family is; NaN where either has no speed."""
+    name = entry["best"][family]
+    return math.nan if name is None else entry["peers"][name].get("times_slower", math.nan)
+
+
+def summary(entries: Sequence[Entry]) -> Entry:
+    """The entries, and per family the geometric mean of its ratios over the shapes where it ran."""
+    ratios = {name: [ratio(entry, name) for entry in entries] for name in entries[0]["best"]}
+    means = {name: geometric_mean([r for r in found if not math.isnan(r)]) for name, found in ratios.items()}
+    return {"cases": list(entries), "geometric_means": means}
+
+
+def best(variants: Sequence[Peer], inputs: Any, *, keep: int, device: str, rounds: int = 2) -> list[Peer]:
     """The `keep` fastest variants on (a part of) the inputs, fastest first, timed in rotation."""
     calls = {str(i): (lambda peer=peer: peer.call(inputs)) for i, peer in enumerate(variants)}
     for call in calls.values():
         call()
-    timings = harness.interleave(calls, rounds, device=device)
+    timings = interleave(calls, rounds, device=device)
     order = sorted(timings, key=lambda i: min(timings[i].rounds.values()))
     return [variants[int(i)] for i in order[:keep]]
 
 
-def fastest(entry: Entry, names: Sequence[str]) -> str | None:
-    """The name with the smallest median in an entry; None where none of them has a speed."""
-    timed = {n: entry["peers"][n]["median_ms"] for n in names if "median_ms" in entry["peers"].get(n, {})}
-    return min(timed, key=timed.__getitem__) if timed else None
-
-
-def free_bytes(device: str) -> int:
-    """Memory that a peer may still take on a device."""
+def lack_of_memory(need: float, device: str) -> str | None:
+    """Why a peer that needs so many bytes beyond its inputs is left out; None where it fits."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    with open("/proc/meminfo") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    return None if need <= free * 0.6 else f"needs {need / 2**30:.0f} GiB, {free / 2**30:.0f} are free"

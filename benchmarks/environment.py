@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -43,6 +44,26 @@ def provenance(device: str) -> Entry:
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "fastspec", "csrc")),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+class Neighbours:
+    """How many cores other processes keep busy (and a hypervisor takes away) from here to `cores()`."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> float:
+        """Average since the start; meant to be near 0 for a measurement worth quoting."""
+        (wall, busy, own), (wall0, busy0, own0) = self._now(), self._start
+        return max((busy - busy0) - (own - own0), 0.0) / max(wall - wall0, 1e-9)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        user, nice, system, _idle, _wait, *interrupts = map(
+            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        )
+        busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), busy, sum(os.times()[:4])
 
 
 def _cpuinfo() -> list[tuple[str, str]]:

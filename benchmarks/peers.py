@@ -66,7 +66,7 @@ def materialised(pair: LayerPair) -> Moments:
     t_mean, s_mean = t.mean(0), s.mean(0)
     t_active, s_active = (t > 0).sum(0), (s > 0).sum(0)
     t, s = t - t_mean, s - s_mean
-    return _moments(t_mean, s_mean, (t * t).sum(0), (s * s).sum(0), t.T @ s, t_active, s_active)
+    return moments(t_mean, s_mean, (t * t).sum(0), (s * s).sum(0), t.T @ s, t_active, s_active)
 
 
 def corrcoef(pair: LayerPair) -> Tensor:
@@ -84,7 +84,7 @@ def chunked_plain(pair: LayerPair, chunk: int, *, compiled: bool = False) -> Mom
     for start in range(0, len(pair.x), chunk):
         found = block(pair.x[start : start + chunk], pair.teacher, pair.student, shift_t, shift_s)
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-    return _centred(len(pair.x), shift_t, shift_s, *sums)
+    return centred(len(pair.x), shift_t, shift_s, *sums)
 
 
 def _block(
@@ -142,7 +142,7 @@ def chunked(pair: LayerPair, chunk: int, *, accumulate: torch.dtype = torch.floa
             cross += torch.mm(a[:, :m].T, a[:, m:], out=product)
     total, square, active = sums
     count = active.to(torch.int64)
-    return _centred(
+    return centred(
         len(pair.x), shift[:m], shift[m:], total[:m], total[m:], square[:m], square[m:], cross, count[:m], count[m:]
     )
 
@@ -168,7 +168,7 @@ def chunked_lean(pair: LayerPair, chunk: int) -> Moments:
         cross.addmm_(a[:, :m].T, a[:, m:])
     zero, none = torch.zeros_like(bias), pair.x.new_empty(0, dtype=torch.int64)
     total, square = sums
-    return _centred(len(pair.x), zero[:m], zero[m:], total[:m], total[m:], square[:m], square[m:], cross, none, none)
+    return centred(len(pair.x), zero[:m], zero[m:], total[:m], total[m:], square[:m], square[m:], cross, none, none)
 
 
 def _provisional_means(pair: LayerPair) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def _provisional_means(pair: LayerPair) -> tuple[Tensor, Tensor]:
     return F.relu(F.linear(x, *pair.teacher)).mean(0), F.relu(F.linear(x, *pair.student)).mean(0)
 
 
-def _centred(
+def centred(
     count: int,
     t_shift: Tensor,
     s_shift: Tensor,
@@ -189,7 +189,7 @@ def _centred(
     s_active: Tensor,
 ) -> Moments:
     """Moments from sums of shifted activations."""
-    return _moments(
+    return moments(
         t_shift + t_sum / count,
         s_shift + s_sum / count,
         t_square - t_sum * t_sum / count,
@@ -200,8 +200,6 @@ def _centred(
     )
 
 
-def _moments(
-    t_mean: Tensor, s_mean: Tensor, t: Tensor, s: Tensor, cross: Tensor, t_on: Tensor, s_on: Tensor
-) -> Moments:
+def moments(t_mean: Tensor, s_mean: Tensor, t: Tensor, s: Tensor, cross: Tensor, t_on: Tensor, s_on: Tensor) -> Moments:
     coactive = cross.new_empty(0, dtype=torch.int64)
     return Moments(t_mean.double(), s_mean.double(), t.double(), s.double(), cross.double(), t_on, s_on, coactive)

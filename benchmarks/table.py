@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.harness import Entry
 
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.1  # cores that other processes may use before a measurement is called disturbed
 MARKED = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
 
@@ -92,10 +93,13 @@ def _source(result: Entry) -> str:
     commit = (result["commit"] or "unknown")[:10]
     if result["uncommitted_changes"]:
         commit += " with uncommitted changes"
-    quick = " (quick: small shapes, no measurement to quote)" if result["quick"] else ""
+    doubts = ["small shapes"] if result["quick"] else []
+    if result["neighbours_cores"] > BUSY:
+        doubts.append(f"other processes kept {result['neighbours_cores']:.1f} cores busy")
+    quote = f" Not a measurement to quote: {'; '.join(doubts)}." if doubts else ""
     return (
-        f"`{result['command']}`{quick}: {result['device']}, {result['threads']} threads, "
-        f"torch {result['versions']['torch']}, commit {commit}, {result['date'][:10]}."
+        f"`{result['command']}`: {result['device']}, {result['threads']} threads, "
+        f"torch {result['versions']['torch']}, commit {commit}, {result['date'][:10]}.{quote}"
     )
 
 
