@@ -3,6 +3,8 @@
 
 #include "fastspec/instruction_set.h"
 
+void bind_philox(pybind11::module_& module);
+
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Facts about the native build, and the parts of it that need no torch.";
   module.def(
@@ -15,4 +17,5 @@ PYBIND11_MODULE(_host, module) {
         return facts;
       },
       "Compiler, the instruction set in use and the largest this machine has.");
+  bind_philox(module);
 }
