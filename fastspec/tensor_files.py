@@ -24,6 +24,8 @@ def save_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tenso
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     try:
         save_file(plain, partial, metadata={**metadata, "fastspec": kind, "version": VERSION})
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
