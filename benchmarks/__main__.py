@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.quick and args.out is None:
         folder = Path("build") / "benchmarks-quick"
     folder.mkdir(parents=True, exist_ok=True)
-    written = [_run(b, options, where, folder) for b in chosen]
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    written = [_run(b, options, {"command": command, **where}, folder) for b in chosen]
     for path in written:
         print(f"\n{table.render(json.loads(path.read_text()))}")
     print(f"\nwritten: {', '.join(map(str, written))}")
@@ -55,7 +56,6 @@ def _run(benchmark: harness.Benchmark, options: harness.Options, where: harness.
     result = {
         "schema": harness.SCHEMA,
         "benchmark": benchmark.name,
-        "command": f"python -m benchmarks --only {benchmark.name}" + " --quick" * options.quick,
         "quick": options.quick,
         "rounds": options.rounds,
         **where,

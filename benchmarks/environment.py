@@ -59,9 +59,7 @@ class Neighbours:
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        user, nice, system, _idle, _wait, *interrupts = map(
-            int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
-        )
+        user, nice, system, _idle, _wait, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
         busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
         return time.monotonic(), busy, sum(os.times()[:4])
 

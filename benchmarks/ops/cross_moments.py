@@ -81,11 +81,9 @@ def chunked(pair: Activations, chunk: int) -> Moments:
             total[0] += shifted[-1].sum(0)
             total[1] += torch.mul(shifted[-1], shifted[-1], out=scratch).sum(0)
         cross += shifted[0].T @ shifted[1]
-    (t_sum, t_square, t_active), (s_sum, s_square, s_active) = sums
-    count = len(pair.teacher) * positions
-    return centred(
-        count, *shifts, t_sum, s_sum, t_square, s_square, cross, t_active.to(torch.int64), s_active.to(torch.int64)
-    )
+    t, s = sums
+    counts = t[2].to(torch.int64), s[2].to(torch.int64)
+    return centred(len(pair.teacher) * positions, shifts[0], shifts[1], t[0], s[0], t[1], s[1], cross, *counts)
 
 
 def case(shape: tuple[int, int, int, tuple[int, ...]], options: Options) -> Case:

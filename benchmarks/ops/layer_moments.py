@@ -87,7 +87,7 @@ def speed(options: Options) -> Entry:
     for shape in QUICK_SHAPES if options.quick else SHAPES:
         item = case(shape, options)
         entries.append(compare(item, peers.fastspec, contenders(item, options), rates, options))
-    return {**summary(entries), "targets": _targets(entries)}
+    return {**summary(entries), "targets": [] if options.quick else _targets(entries)}
 
 
 def _targets(entries: Sequence[Entry]) -> list[Entry]:
