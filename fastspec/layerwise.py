@@ -1,0 +1,158 @@
+"""Fully connected networks measured layer by layer: each activation is computed once and feeds the layer above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastspec.batches import Batch, Data, gather, read
+from fastspec.measurement import Measurement
+from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
+from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
+
+ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations alive at one time
+FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
+
+
+def measure_layers(
+    teacher: Sequence[Layer],
+    stacks: Sequence[Sequence[Layer]],
+    data: Data,
+    *,
+    batch_size: int,
+    progress: bool | None,
+    negative_slope: float,
+    **options: bool,
+) -> list[Measurement]:
+    """One measurement for each stack of students, in one pass over the data.
+
+    teacher: plain linear layers, lowest first; all but the last are followed by a ReLU. stacks: the same of the
+    students, whose weights [P, out, in] and biases [P, out] may have a population axis. At most `batch_size` samples go
+    through at a time, fewer for wide networks, and at most as many students as keep memory near `ACTIVATION_BYTES`.
+    """
+    _check_layers("teacher", teacher)
+    for stack in stacks:
+        _check_layers("student", stack)
+        _check_pair(teacher, stack)
+    samples = min([batch_size, *(max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack)) for stack in stacks)])
+    passes = [
+        [_Pass(teacher, slab, negative_slope, options) for slab in _slabs(stack, ACTIVATION_BYTES // samples)]
+        for stack in stacks
+    ]
+    weight = teacher[0][0]
+
+    def check(place: str, x: Tensor) -> None:
+        check_tensor(place, x, (2,), f"[samples, {weight.shape[1]}]")
+        check_same_kind(**{"the networks": weight, place: x})
+        if x.shape[1] != weight.shape[1]:
+            refuse(place, shape(x), f"[samples, {weight.shape[1]}], the inputs of the networks")
+
+    for batch in gather(read(data, batch_size, check, progress), samples):
+        for slabs in passes:
+            for slab in slabs:
+                slab.add(batch)
+    return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
+
+
+class _Pass:
+    """The running measurement of one teacher against one slab of students."""
+
+    def __init__(
+        self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
+    ):
+        self.teacher, self.student = teacher, student
+        self.options = {"negative_slope": negative_slope, **options}
+        self.samples = 0
+        self.moments: dict[str, CrossMoments] = {}
+        self.loss = torch.zeros((), dtype=torch.float64, device=teacher[0][0].device)  # [*P], summed over the samples
+
+    def add(self, batch: Batch) -> None:
+        pair = batch.x, batch.x  # teacher [samples, inputs], student [*P, samples, inputs] from the second layer on
+        for i in range(len(self.teacher) - 1):
+            name = f"hidden{i + 1}"
+            try:
+                moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
+            except ValueError as error:
+                raise ValueError(f"{batch.place}, {name}: {error}") from None
+            self.moments[name] = self.moments[name] + moments if name in self.moments else moments
+        outputs = [_linear(x, *layer) for x, layer in zip(pair, (self.teacher[-1], self.student[-1]), strict=True)]
+        self.loss = self.loss + summed_loss(batch.place, *outputs)
+        self.samples += len(batch.x)
+
+    def finish(self) -> Measurement:
+        return Measurement(self.moments, self.loss / self.samples, self.samples)
+
+
+def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
+    """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64."""
+    axes = tuple(range(student.dim() - teacher.dim(), student.dim()))
+    loss = (student.double() - teacher.double()).square_().sum(axes) / 2
+    if not loss.isfinite().all():
+        for side, output in (("teacher", teacher), ("student", student)):
+            check_finite(f"{place}, outputs of the {side}", output)
+        refuse(f"{place}, loss", "a sum beyond float64", "outputs of smaller scale")
+    return loss
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [*P, samples, inputs], weight [*P, outputs, inputs], bias [*P, outputs] -> [*P, samples, outputs]."""
+    product = x @ weight.mT
+    return product if bias is None else product + bias.unsqueeze(-2)
+
+
+def _slabs(stack: Sequence[Layer], bytes_per_sample: int) -> list[list[Layer]]:
+    """The students of a stack in slabs whose activations of one sample fit into `bytes_per_sample`."""
+    weight = stack[0][0]
+    if weight.dim() == 2:
+        return [list(stack)]
+    students = max(1, bytes_per_sample // _bytes(stack))
+    starts = range(0, len(weight), students)
+    return [[(w[k : k + students], None if b is None else b[k : k + students]) for w, b in stack] for k in starts]
+
+
+def _bytes(stack: Sequence[Layer]) -> int:
+    """An upper bound on the bytes of one student's activations of one sample; the loss needs float64 outputs."""
+    return 8 * sum(weight.shape[-2] for weight, _ in stack)
+
+
+def _side_by_side(slabs: list[Measurement]) -> Measurement:
+    """Measurements of one teacher against slabs of students as the measurement of all of them."""
+    if len(slabs) == 1:
+        return slabs[0]
+    layers = {}
+    for name, first in slabs[0].layers.items():
+        parts = [slab.layers[name].tensors() for slab in slabs]
+        whole = {field: torch.cat([part[field] for part in parts]) for field in parts[0] if _of_students(field)}
+        layers[name] = CrossMoments(**{**first.tensors(), **whole})
+    return Measurement(layers, torch.cat([_present(slab.loss) for slab in slabs]), slabs[0].samples)
+
+
+def _of_students(field: str) -> bool:
+    return field.startswith(("student_", "cross_")) or field == "coactive"
+
+
+def _present(loss: Tensor | None) -> Tensor:
+    assert loss is not None
+    return loss
+
+
+def _check_layers(side: str, layers: Sequence[Layer]) -> None:
+    if len(layers) < 2:
+        refuse(side, "a network without hidden layers", "at least one hidden layer")
+    for i, (weight, bias) in enumerate(layers):
+        check_finite(f"{side}, weight of layer {i + 1}", weight)
+        if bias is not None:
+            check_finite(f"{side}, bias of layer {i + 1}", bias)
+
+
+def _check_pair(teacher: Sequence[Layer], student: Sequence[Layer]) -> None:
+    check_same_kind(teacher=teacher[0][0], student=student[0][0])
+    if len(teacher) != len(student):
+        refuse("student", f"{len(student) - 1} hidden layers", f"the depth of the teacher, {len(teacher) - 1}")
+    for what, layer, axis in (("inputs", 0, -1), ("outputs", -1, -2)):
+        mine, wanted = student[layer][0].shape[axis], teacher[layer][0].shape[axis]
+        if mine != wanted:
+            refuse("student", f"{mine} {what}", f"the {what} of the teacher, {wanted}")

@@ -1,0 +1,162 @@
+"""`measure`: every hidden layer of a teacher and a student, and the loss, in one pass over the data."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from fastspec.adapters import Layers, check_placement, evaluation_mode, pair_by_name, tap_pair
+from fastspec.batches import Data, read
+from fastspec.layerwise import measure_layers, summed_loss
+from fastspec.measurement import Measurement
+from fastspec.moments import CrossMoments, Layer, cross_moments
+from fastspec.networks import MLP
+from fastspec.ops.checks import check_integer, refuse
+from fastspec.population_measurement import MeasuredGroup, PopulationMeasurement
+from fastspec.populations import Population
+
+MLP_BATCH, MODULE_BATCH = 8192, 256  # samples at a time, where the caller leaves it open
+
+
+@overload
+def measure(
+    teacher: nn.Module,
+    student: Population,
+    data: Data,
+    *,
+    layers: Layers | None = None,
+    coactivation: bool = False,
+    grams: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> PopulationMeasurement: ...
+
+
+@overload
+def measure(
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Data,
+    *,
+    layers: Layers | None = None,
+    coactivation: bool = False,
+    grams: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Measurement: ...
+
+
+@torch.no_grad()
+def measure(
+    teacher: nn.Module,
+    student: nn.Module | Population,
+    data: Data,
+    *,
+    layers: Layers | None = None,
+    coactivation: bool = False,
+    grams: bool = False,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+) -> Measurement | PopulationMeasurement:
+    """Moments of every hidden layer of teacher against student, and the loss, in one pass over the data.
+
+    teacher: an `MLP` or any module.
+    student: an `MLP`, any module, or, for a two-layer `MLP` teacher, a `Population`, which has the teacher's slope.
+    data: inputs [samples, ...], a DataLoader, or any iterable of batches; a batch is a tensor, or a tuple, list or
+        dict whose first entry is the input. Inputs must be on the device of the networks and of their dtype.
+    layers: for modules, which activations to pair: {"teacher.layer": "student.layer", ...}, a list of names that both
+        networks have, or a list of pairs, names as in `named_modules()`. None pairs the hidden layers of networks of
+        this package and, of any other module, the outputs of all its nn.ReLU and nn.LeakyReLU submodules, both in the
+        order in which a forward pass computes them; their numbers must be equal. Activations are
+        [samples, nodes, *space], and every position counts as a sample. A named submodule must be called once in a
+        forward pass. A network that calls F.relu has no submodule to name for it: give it an nn.ReLU, or name the
+        block that ends with it. The input of an in-place ReLU is overwritten; name the ReLU instead.
+    coactivation, grams: as in `fastspec.moments.cross_moments`.
+    batch_size: at most so many samples at a time, which bounds memory whatever the number of samples: by default 8192
+        for two `MLP`s, fewer if they are wide, and 256 for other modules. Smaller batches of the data are put together
+        for `MLP`s and passed on as they are to other modules.
+    progress: a progress bar on stderr; None shows it after two seconds if stderr is a terminal.
+
+    The networks are evaluated in evaluation mode, without gradients, and every submodule is left in the mode it was
+    in. Two `MLP`s of one negative slope go through `layer_moments`, layer by layer, batch norm folded into the weights,
+    each activation computed once; students of a population in stacks of equal width.
+    Returns a `Measurement`, or a `PopulationMeasurement` for a population.
+    Raises ValueError or TypeError, naming the argument and the batch, for networks that do not fit each other or the
+    data, unknown layers, weights, data or activations that are NaN or infinite, and data without samples.
+    """
+    for name, network, kinds in (("teacher", teacher, (nn.Module,)), ("student", student, (nn.Module, Population))):
+        if not isinstance(network, kinds):
+            refuse(name, type(network).__name__, " or ".join(kind.__name__ for kind in kinds), TypeError)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size)
+    options = {"coactivation": coactivation, "grams": grams}
+    if isinstance(student, Population):
+        if layers is not None or not isinstance(teacher, MLP):
+            got = (
+                f"a Population, a {type(teacher).__name__} as teacher and {'no' if layers is None else 'some'} `layers`"
+            )
+            refuse("student", got, "a Population with an MLP as teacher and no `layers`", TypeError)
+        groups = list(student.groups())
+        stacks: list[list[Layer]] = [[(group.w1, group.b1), (group.w2, group.b2)] for group in groups]
+    elif layers is None and isinstance(teacher, MLP) and isinstance(student, MLP) and _one_slope(teacher, student):
+        groups, stacks = [], [student.folded()]
+    else:
+        return _tapped(teacher, student, layers, data, batch_size or MODULE_BATCH, progress, options)
+    measurements = measure_layers(
+        teacher.folded(),
+        stacks,
+        data,
+        batch_size=batch_size or MLP_BATCH,
+        progress=progress,
+        negative_slope=teacher.negative_slope,
+        **options,
+    )
+    if not groups:
+        return measurements[0]
+    pairs = zip(groups, measurements, strict=True)
+    return PopulationMeasurement([MeasuredGroup(group.indices, measurement) for group, measurement in pairs])
+
+
+def _one_slope(teacher: MLP, student: MLP) -> bool:
+    return teacher.negative_slope == student.negative_slope
+
+
+def _tapped(
+    teacher: nn.Module,
+    student: nn.Module,
+    layers: Layers | None,
+    data: Data,
+    batch_size: int,
+    progress: bool | None,
+    options: dict[str, bool],
+) -> Measurement:
+    """The measurement of any two modules, by their taps."""
+    moments: dict[str, CrossMoments] = {}
+    loss: Tensor | None = torch.zeros((), dtype=torch.float64)
+    samples = 0
+
+    def check(place: str, x: Tensor) -> None:
+        check_placement(place, x, teacher=teacher, student=student)
+
+    teacher_tap, student_tap = tap_pair(teacher, student, layers)
+    with evaluation_mode(teacher, student), teacher_tap, student_tap:
+        for x, place in read(data, batch_size, check, progress):
+            t, s = teacher_tap(x), student_tap(x)
+            for name, t_activations, s_activations in pair_by_name(t, s):
+                try:
+                    new = cross_moments(t_activations, s_activations, **options)
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"{place}, layer {name}: {error}") from None
+                moments[name] = moments[name] + new if name in moments else new
+            loss = _more_loss(loss, place, t.output, s.output)
+            samples += len(x)
+    return Measurement(moments, None if loss is None else loss / samples, samples)
+
+
+def _more_loss(loss: Tensor | None, place: str, teacher: object, student: object) -> Tensor | None:
+    """Add the loss of a batch of outputs; None once they cannot be compared."""
+    if loss is None or not isinstance(teacher, Tensor) or not isinstance(student, Tensor):
+        return None
+    return loss + summed_loss(place, teacher, student) if teacher.shape == student.shape else None
