@@ -97,7 +97,7 @@ class OnePass {
     T* const inputs = work_.teacher_inputs + at * p.tiled_rows * p.teacher_depth;
     if (p.layer) {
       pack_chunk(problem_.teacher.array, 0, first, rows, p.teacher_depth, scratch.rows_at, inputs);
-      if (!p.own_inputs) {
+      if (!p.own_inputs && !p.same_inputs) {
         pack_chunk(problem_.student.array, 0, first, rows, p.student_depth, scratch.rows_at,
                    work_.student_inputs + at * p.tiled_rows * p.student_depth);
       }

@@ -15,7 +15,8 @@ struct Plan {
   static constexpr int tile_rows = Tile<T>::rows, columns = Tile<T>::columns;
   static constexpr int64_t cache = 320 << 10, round_bytes = 8 << 20, slot_bytes = 16 << 20, slab_bytes = 40 << 20;
 
-  bool layer, coactive, own_inputs;  // own_inputs: every student network has inputs of its own
+  bool layer, coactive;
+  bool own_inputs, same_inputs;  // every student network has inputs of its own; both sides read one array
   int64_t teacher_nodes, teacher_depth, student_depth, teacher_tiles, teacher_panels;
   int64_t padded;                             // teacher nodes, to whole tiles and whole panels
   int64_t group_nodes, group_panels, panels;  // a panel lies within one group of student nodes
@@ -23,10 +24,17 @@ struct Plan {
   int64_t rows, tiled_rows, words;            // of a chunk: samples, the same to whole tiles, words of gate bits
   int64_t chunks, round, slots;               // chunks in all, in a round; sums kept apart so that cores find work
 
+  static bool reads_same(const Side& a, const Side& b) {
+    return a.array.data == b.array.data && a.array.column_stride == b.array.column_stride &&
+           a.array.sample_strides[0] == b.array.sample_strides[0] && b.array.network_stride == 0 &&
+           a.layer.inputs == b.layer.inputs;
+  }
+
   explicit Plan(const MomentsProblem& p)
       : layer(p.layered),
         coactive(p.coactive != nullptr),
         own_inputs(layer && p.student.array.network_stride != 0 && p.student.networks > 1),
+        same_inputs(layer && reads_same(p.teacher, p.student)),
         teacher_nodes(p.teacher.nodes),
         teacher_depth(layer ? p.teacher.layer.inputs : 0),
         student_depth(layer ? p.student.layer.inputs : 0),

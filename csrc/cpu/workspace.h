@@ -64,7 +64,9 @@ struct Workspace {
     teacher = arena.template take<T>(padded * p.rows);
     student_weights = arena.template take<T>(wide * p.student_depth);
     student_bias = arena.template take<T>(wide);
-    student_inputs = arena.template take<T>(p.own_inputs ? 0 : p.round * p.tiled_rows * p.student_depth);
+    student_inputs = p.same_inputs
+                         ? teacher_inputs
+                         : arena.template take<T>(p.own_inputs ? 0 : p.round * p.tiled_rows * p.student_depth);
     teacher_gates = arena.template take<uint64_t>(p.coactive ? padded * p.words : 0);
     tiles = arena.template take<TileMoments>(p.round * p.teacher_tiles);
     chunk_shift = arena.template take<double>(padded);

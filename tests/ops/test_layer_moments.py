@@ -138,6 +138,13 @@ def test_expanded_weights_and_inputs():
     assert torch.equal(own.cross_scatter, shared.cross_scatter)
 
 
+def test_views_of_one_array_with_different_widths():
+    x, w_t, b_t, _, w_s, b_s = problem(700, 9, 4, 20)
+    got, _ = layer_moments(x[:, :5], w_t[:, :5], b_t, x, w_s, b_s)
+    want, _ = layer_moments(x[:, :5].clone(), w_t[:, :5], b_t, x.clone(), w_s, b_s)
+    assert_bitwise(got, want)
+
+
 @pytest.mark.parametrize("m, k", [(1, 1), (13, 200), (700, 30), (30, 9000)])
 def test_wide_layers(m, k):
     args = problem(150, 4, m, k)
