@@ -56,7 +56,7 @@ def _speeds(result: Entry) -> str:
         row = [case["label"], _milliseconds(ours), _percent(ours.get("of_matrix_rate")), _percent(ours.get("of_floor"))]
         row.append(f"{ours['error']['rho']:.0e}" if "error" in ours else "wrong")
         rows.append([*row, *(_ratio(case, case["best"][name]) for name in families)])
-    means = [f"{_number(result['geometric_means'][name])}x" for name in families]
+    means = ["-" if mean is None else f"{mean:.2f}x" for mean in result["geometric_means"].values()]
     rows.append(["geometric mean", "", "", "", "", *means])
     return markdown([*header, *families], rows)
 
