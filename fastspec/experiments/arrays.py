@@ -1,0 +1,49 @@
+"""Labelled arrays of results, and names for weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from fastspec.networks import MLP
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Array = tuple[tuple[str, ...], float, str]  # dimensions, what fills it, what it means
+
+
+def labelled(coordinates: Mapping[str, Sequence[float]], arrays: Mapping[str, Array]) -> xr.Dataset:
+    """A data set of filled arrays; an integer fills an array of integers."""
+    import xarray as xr
+
+    sizes = {name: len(values) for name, values in coordinates.items()}
+    variables: dict[str, Any] = {
+        name: (dims, np.full([sizes[dim] for dim in dims], fill, dtype=_dtype(fill)), {"long_name": text})
+        for name, (dims, fill, text) in arrays.items()
+    }
+    axes: dict[str, Any] = {name: np.array(values, dtype=_dtype(values[0])) for name, values in coordinates.items()}
+    return xr.Dataset(variables, axes)
+
+
+def _dtype(value: float) -> type:
+    return np.int32 if isinstance(value, int) else np.float64  # netCDF-3 has no integers of 64 bits
+
+
+def logarithmic_steps(steps: int, count: int) -> list[int]:
+    """0, `steps`, and up to `count - 2` steps between, evenly spaced on a logarithmic axis."""
+    spaced = np.geomspace(max(1.0, steps / 300), steps, count - 1)
+    return sorted({0, steps, *(int(step) for step in spaced.round())})
+
+
+def named(prefix: str, network: MLP) -> dict[str, Tensor]:
+    """The weights of a network as `prefix.w1` [out, in], `prefix.b1` [out], and so on upwards."""
+    weights: dict[str, Tensor] = {}
+    for i, (weight, bias) in enumerate(network.weights(), start=1):
+        weights[f"{prefix}.w{i}"] = weight
+        if bias is not None:
+            weights[f"{prefix}.b{i}"] = bias
+    return weights

@@ -1,0 +1,138 @@
+"""The command `fastspec`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from fastspec import config
+from fastspec.experiments.console import Console
+from fastspec.experiments.demo import Demo
+from fastspec.experiments.digits import Digits
+from fastspec.experiments.files import load_data, load_student, load_teacher
+from fastspec.experiments.reports import redraw
+from fastspec.experiments.summary import print_summary
+from fastspec.experiments.two_layer import TwoLayer
+
+RUNS = Path("fastspec-runs")
+STYLE = (tyro.conf.FlagCreatePairsOff,)
+ABOUT = """Which student node has become which teacher node, when, and why?
+
+Experiments write a folder: config.json, results.nc, weights.safetensors, figures and a report. Ctrl-C leaves a folder \
+that the same command goes on with. `--debug` anywhere shows tracebacks of errors."""
+
+
+def demo(out: Path = RUNS / "demo", overwrite: bool = False) -> None:
+    """See it work: Gaussian teachers and handwritten digits, in about a minute.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(Demo(), out, overwrite)
+
+
+def two_layer(experiment: OmitArgPrefixes[TwoLayer], out: Path = RUNS / "two-layer", overwrite: bool = False) -> None:
+    """Populations of two-layer students learn separated two-layer teachers, over any grid.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", overwrite: bool = False) -> None:
+    """A deep teacher learns handwritten digits, wider students learn from its logits.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def measure(
+    teacher: Positional[Path],
+    student: Positional[Path],
+    data: Positional[Path],
+    save: Path | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Compare two saved networks on a data file, layer by layer.
+
+    Args:
+        teacher: A network saved by fastspec (.safetensors).
+        student: Another one, or a saved population of two-layer students.
+        data: Inputs [samples, ...]: .npy, .npz, .safetensors or .pt, an array alone or under the name x.
+        save: Also save the measurement here (.safetensors).
+        batch_size: Samples at a time.
+    """
+    from fastspec.measure import measure as measured
+
+    teacher_network = load_teacher(teacher)
+    x = load_data(data, teacher_network)
+    found = measured(teacher_network, load_student(student), x, batch_size=batch_size)
+    print(found)
+    if save is not None:
+        found.save(save)
+
+
+def report(folder: Positional[Path]) -> None:
+    """Draw the figures and the report of a run again, from its saved results alone.
+
+    Args:
+        folder: The folder of a finished run.
+    """
+    print_summary(redraw(folder), folder)
+
+
+def doctor() -> None:
+    """Say what this installation has: versions, native code, threads, GPUs, and why something is not there."""
+    config.show_config()
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "two-layer": two_layer,
+    "digits": digits,
+    "measure": measure,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, 2 for a mistake in the call, 1 for another error, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or os.environ.get("FASTSPEC_DEBUG", "0") not in ("", "0")
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fastspec", description=ABOUT, args=given, config=STYLE)
+    except (ValueError, TypeError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"fastspec: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        if debug:
+            traceback.print_exc()
+        print(f"fastspec: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 2
+    return 0
+
+
+def _run(experiment: Demo | TwoLayer | Digits, out: Path, overwrite: bool) -> None:
+    try:
+        experiment.run(out, overwrite=overwrite, console=Console())
+        print_summary(redraw(out), out)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on with the run in {out}") from None

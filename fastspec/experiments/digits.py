@@ -1,0 +1,220 @@
+"""A teacher learns handwritten digits from their labels; over-realised students learn from the teacher."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fastspec import data
+from fastspec.data import Samples, Splits
+from fastspec.experiments.arrays import labelled, logarithmic_steps, named
+from fastspec.experiments.console import Console
+from fastspec.experiments.options import check_each, check_grid, check_not_negative, one_thread
+from fastspec.experiments.results import RunFolder
+from fastspec.measure import measure
+from fastspec.networks import MLP, student_like
+from fastspec.ops.checks import check_integer, check_real
+from fastspec.tensor_files import load_tensors, save_tensors
+from fastspec.training.supervised import train_supervised
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+PIXELS, DIGITS = 64, 10
+PART = "measurement of a digits run"
+
+
+@dataclass(frozen=True)
+class Digits:
+    """A deep teacher learns scikit-learn's handwritten digits; wider students learn from its logits.
+
+    The teacher learns the labels by cross-entropy. Students never see a label: they learn the teacher's logits (mean of
+    1/2 |teacher - student|^2) at training images with fresh Gaussian noise, which the teacher answers as well, so that
+    they see both sides of its boundaries. Both use Adam with a cosine learning rate. Everything is measured on images
+    held out from all training, without noise.
+    """
+
+    name: ClassVar[str] = "digits"
+
+    hidden: tuple[int, ...] = (50, 50, 50)
+    """Nodes of the teacher's hidden layers."""
+    multi: tuple[int, ...] = (1, 2, 5)
+    """Hidden nodes of a student, in multiples of the teacher's."""
+    seeds: int = 1
+    """Students of every multiple, with seeds from 0."""
+    held_out: float = 0.25
+    """Share of the 1,797 images held out from training."""
+    data_seed: int = 0
+    """Seed of that split."""
+    teacher_seed: int = 0
+    """Seed of the teacher's first weights and batches."""
+    teacher_steps: int = 2000
+    """Training steps of the teacher."""
+    teacher_lr: float = 0.002
+    """Learning rate of the teacher."""
+    teacher_noise: float = 0.5
+    """Input noise of the teacher's training; a standard deviation of 1 is that of all pixels."""
+    teacher_weight_decay: float = 1e-4
+    """Weight decay of the teacher."""
+    student_steps: int = 2500
+    """Training steps of each student."""
+    student_lr: float = 0.005
+    """Learning rate of the students."""
+    student_noise: float = 2.0
+    """Input noise of the students' training, in the same unit."""
+    batch_size: int = 64
+    """Samples of a step, drawn with replacement."""
+    measurements: int = 16
+    """How many times to measure a student: at the start, and at steps evenly spaced on a logarithmic axis."""
+
+    def check(self) -> None:
+        """ValueError, naming the option, for one that cannot be."""
+        check_each("hidden", self.hidden, check_integer)
+        check_grid("multi", self.multi, check_integer)
+        for name in ("seeds", "teacher_steps", "student_steps", "batch_size"):
+            check_integer(name, getattr(self, name))
+        for name in ("data_seed", "teacher_seed"):
+            check_integer(name, getattr(self, name), 0, 2**32 - 1)
+        check_integer("measurements", self.measurements, 2)
+        check_real("held_out", self.held_out, "a number from 0.05 to 0.95", 0.05, 0.95)
+        for name in ("teacher_lr", "teacher_noise", "teacher_weight_decay", "student_lr", "student_noise"):
+            check_not_negative(name, getattr(self, name))
+
+    @property
+    def snapshots(self) -> list[int]:
+        """The steps at which students are measured."""
+        return logarithmic_steps(self.student_steps, self.measurements)
+
+    def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
+        """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
+
+        Ctrl-C raises KeyboardInterrupt; networks that are trained stay, and the next run goes on with the others.
+        """
+        self.check()
+        console = console or Console(quiet=True)
+        folder = RunFolder.start(out, self.name, asdict(self), overwrite=overwrite)
+        if folder.finished:
+            console.say(f"{folder.path}: finished before, nothing to do")
+            return folder.results()
+        with console.interruptible(), one_thread():
+            splits = data.digits(held_out=self.held_out, seed=self.data_seed, dtype=torch.float32)
+            teacher = self._teacher(folder, splits.train, console)
+            results, weights = self._empty(), named("teacher", teacher)
+            for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
+                results[f"teacher_accuracy_{name}"] = ((), accuracy(teacher, samples))
+            for multi in self.multi:
+                for seed in range(self.seeds):
+                    student, found = self._student(folder, teacher, splits, multi, seed, console)
+                    for name, table in found.items():
+                        results[name].loc[{"multi": multi, "seed": seed}] = table.numpy()
+                    weights |= named(f"student x{multi} seed {seed}", student)
+        folder.finish(results, weights)
+        return results
+
+    def _teacher(self, folder: RunFolder, train: Samples, console: Console) -> MLP:
+        done = folder.part("teacher.safetensors")
+        if done.exists():
+            return MLP.load(done)
+        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed, dtype=torch.float32)
+        with console.stage("a teacher learns the digits from their labels") as advance:
+            train_supervised(
+                teacher,
+                train.x,
+                train.y,
+                steps=self.teacher_steps,
+                batch_size=self.batch_size,
+                lr=self.teacher_lr,
+                weight_decay=self.teacher_weight_decay,
+                input_noise=self.teacher_noise,
+                seed=self.teacher_seed,
+                progress=advance,
+            )
+        teacher.save(done)
+        return teacher
+
+    def _student(
+        self, folder: RunFolder, teacher: MLP, splits: Splits, multi: int, seed: int, console: Console
+    ) -> tuple[MLP, dict[str, Tensor]]:
+        """One trained student, and its measurements [step, ...]."""
+        network = folder.part(f"x{multi}-seed{seed}.safetensors")
+        measured = folder.part(f"x{multi}-seed{seed}.measured.safetensors")
+        if network.exists() and measured.exists():
+            return MLP.load(network), load_tensors(measured, PART)[0]
+        student = student_like(teacher, multi=multi, seed=seed)
+        rows: list[dict[str, Tensor]] = []
+        with console.stage(f"a {multi}x student learns from its logits") as advance:
+            train_supervised(
+                student,
+                splits.train.x,
+                teacher,
+                steps=self.student_steps,
+                batch_size=self.batch_size,
+                lr=self.student_lr,
+                input_noise=self.student_noise,
+                seed=seed,
+                snapshots=self.snapshots,
+                on_snapshot=lambda step: rows.append(measurement(teacher, student, splits.held_out)),
+                progress=advance,
+            )
+        found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        student.save(network)
+        save_tensors(measured, PART, found)
+        return student, found
+
+    def _empty(self) -> xr.Dataset:
+        """The results, with NaN or -1 wherever nothing is known or there is no such node."""
+        per_step = ("multi", "seed", "step")
+        layer, teacher = (*per_step, "layer"), (*per_step, "layer", "teacher")
+        return labelled(
+            {
+                "multi": self.multi,
+                "seed": range(self.seeds),
+                "step": self.snapshots,
+                "layer": range(1, len(self.hidden) + 1),
+                "teacher": range(max(self.hidden)),
+            },
+            {
+                "loss": (per_step, np.nan, "mean over held-out images of 1/2 |teacher - student|^2"),
+                "accuracy": (per_step, np.nan, "share of held-out images with the right digit"),
+                "agreement": (per_step, np.nan, "share of held-out images with the teacher's digit"),
+                "constant_teachers": (layer, -1, "teacher nodes that are constant over the held-out images"),
+                "constant_students": (layer, -1, "student nodes that are constant over the held-out images"),
+                "layer_score": (layer, np.nan, "mean of best_correlation over the teacher nodes that vary"),
+                "best_correlation": (teacher, np.nan, "largest correlation of a teacher node with a student node"),
+                "best_student": (teacher, -1, "the student node of best_correlation, -1 for none"),
+            },
+        )
+
+
+def measurement(teacher: MLP, student: MLP, held_out: Samples) -> dict[str, Tensor]:
+    """One row of the results' student arrays; layers of fewer nodes than the widest are padded."""
+    widest = max(teacher.hidden_widths)
+    with torch.no_grad():
+        answer, output = teacher(held_out.x).argmax(1), student(held_out.x).argmax(1)
+    measured = measure(teacher, student, held_out.x, progress=False)
+    assert measured.loss is not None
+    layers = list(measured.layers.values())
+    best = [moments.best_student() for moments in layers]
+    constant = [moments.undefined_nodes() for moments in layers]
+    return {
+        "loss": measured.loss,
+        "accuracy": (output == held_out.y).double().mean(),
+        "agreement": (output == answer).double().mean(),
+        "constant_teachers": torch.stack([count.teacher for count in constant]),
+        "constant_students": torch.stack([count.student for count in constant]),
+        "layer_score": torch.stack([moments.layer_score() for moments in layers]),
+        "best_correlation": torch.stack([pad(b.values, (0, widest - len(b.values)), value=torch.nan) for b in best]),
+        "best_student": torch.stack([pad(b.indices, (0, widest - len(b.indices)), value=-1) for b in best]),
+    }
+
+
+def accuracy(network: MLP, samples: Samples) -> float:
+    """The share of samples whose largest output is their label's."""
+    with torch.no_grad():
+        return (network(samples.x).argmax(1) == samples.y).double().mean().item()

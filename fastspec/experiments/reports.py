@@ -1,0 +1,49 @@
+"""Reports of run folders, from their saved results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fastspec import report
+from fastspec.experiments.demo import DIGITS, GAUSSIAN
+from fastspec.experiments.results import CONFIG, RunFolder, write_atomically
+from fastspec.ops.checks import refuse
+
+TITLES = {
+    "demo": "fastspec demo: which student node has become which teacher node",
+    "two-layer": "fastspec two-layer",
+    "digits": "fastspec digits",
+}
+
+
+def redraw(path: str | Path) -> list[report.Block]:
+    """Write figures, report.md and report.html of the run in a folder; the blocks of the report.
+
+    Raises ValueError or FileNotFoundError, naming the file, for missing, truncated and foreign files.
+    """
+    folder = RunFolder.load(path)
+    blocks = [*_blocks(folder), report.Heading("Provenance"), report.provenance_table(folder.provenance)]
+    report.write_report(folder.path, TITLES[folder.experiment], blocks, write_atomically)
+    return blocks
+
+
+def _blocks(folder: RunFolder) -> list[report.Block]:
+    drawn: dict[str, Callable[..., list[report.Block]]] = {
+        "two-layer": report.two_layer_blocks,
+        "digits": report.digits_blocks,
+    }
+    if folder.experiment == "demo":
+        parts = [(name, RunFolder.load(folder.path / name)) for name in (GAUSSIAN, DIGITS)]
+    elif folder.experiment in drawn:
+        parts = [("", folder)]
+    else:
+        refuse(f"file {str(folder.path / CONFIG)!r}", repr(folder.experiment), f"a run of {', '.join(TITLES)}")
+    blocks: list[report.Block] = []
+    for name, part in parts:
+        results = part.results()
+        try:
+            blocks += drawn[part.experiment](results, part.config, f"{name}-" if name else "")
+        except (KeyError, AttributeError) as error:
+            refuse(f"file {str(part.path / 'results.nc')!r}", f"results without {error}", f"those of {part.experiment}")
+    return blocks

@@ -1,0 +1,168 @@
+"""Run folders: what a run was asked for, what it found, and which parts of it are finished.
+
+config.json           the experiment's dataclass and its provenance
+results.nc            labelled arrays (xarray, netCDF)
+weights.safetensors   teachers and students
+figures/, report.*    drawn from the files above
+parts/                finished parts and checkpoints of a run under way
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from fastspec.experiments.provenance import provenance
+from fastspec.ops.checks import refuse
+from fastspec.tensor_files import save_tensors
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+VERSION = "1"
+ENGINE: Literal["scipy"] = "scipy"  # netCDF-3, which xarray writes without HDF5
+CONFIG, RESULTS, WEIGHTS, PARTS = "config.json", "results.nc", "weights.safetensors", "parts"
+OWNED = (CONFIG, RESULTS, WEIGHTS, PARTS, "figures", "report.md", "report.html")  # what --overwrite removes
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then move it there: the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+    experiment: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @classmethod
+    def start(
+        cls, path: str | os.PathLike, experiment: str, config: Mapping[str, Any], *, overwrite: bool = False
+    ) -> RunFolder:
+        """A new run's folder, or that of an earlier run of the same experiment and configuration, to go on with.
+
+        Raises ValueError for the folder of another run (unless `overwrite`, which empties it of that run's files), and
+        for a folder of anything else.
+        """
+        root, asked = Path(path), json.loads(json.dumps(dict(config)))
+        if (root / CONFIG).exists():
+            if not overwrite:
+                found = cls.load(root)
+                if found.experiment == experiment and found.config == asked:
+                    return found
+                got = f"{str(root)!r}, which holds a run of {_difference(found, experiment, asked)}"
+                refuse("out", got, "a new folder, that of a run with this configuration, or --overwrite")
+            _claimed(root / CONFIG)
+            for name in OWNED:
+                _remove(root / name)
+        elif root.is_dir() and any(root.iterdir()):
+            refuse("out", f"{str(root)!r}, a folder with other files", "a new or empty folder, or that of a run")
+        elif root.exists() and not root.is_dir():
+            refuse("out", f"{str(root)!r}, a file", "a folder")
+        folder = cls(root, experiment, asked, provenance())
+        folder.write_config()
+        return folder
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RunFolder:
+        """The folder of an earlier run; ValueError or FileNotFoundError, naming the file, for anything else."""
+        file = Path(path) / CONFIG
+        if not file.is_file():
+            refuse("folder", f"{str(path)!r}, without {CONFIG}", "the folder of a run", FileNotFoundError)
+        data = _claimed(file)
+        try:
+            return cls(Path(path), str(data["experiment"]), dict(data["config"]), dict(data["provenance"]))
+        except (LookupError, TypeError, ValueError) as error:
+            refuse(f"file {str(file)!r}", f"no readable configuration ({error!r})", f"the {CONFIG} of a run")
+
+    def write_config(self) -> None:
+        data = {"fastspec": "run", "version": VERSION, "experiment": self.experiment}
+        text = json.dumps(data | {"config": self.config, "provenance": self.provenance}, indent=2) + "\n"
+        write_atomically(self.path / CONFIG, lambda partial: partial.write_text(text))
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / RESULTS).is_file()
+
+    def part(self, name: str) -> Path:
+        """Where a part of the unfinished run is kept."""
+        path = self.path / PARTS / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finish(self, results: xr.Dataset, weights: Mapping[str, Tensor]) -> None:
+        """Save weights and results, in this order, and forget the parts: a folder with results is a finished run."""
+        save_tensors(self.path / WEIGHTS, "weights of a run", weights, experiment=self.experiment)
+        marked = results.assign_attrs(fastspec="results", version=VERSION, experiment=self.experiment)
+        write_atomically(self.path / RESULTS, lambda partial: marked.to_netcdf(partial, engine=ENGINE))
+        _remove(self.path / PARTS)
+
+    def results(self) -> xr.Dataset:
+        """The saved results; ValueError or FileNotFoundError, naming the file, where they cannot be read."""
+        import xarray
+
+        file = self.path / RESULTS
+        if not file.is_file():
+            refuse("folder", f"{str(self.path)!r}, without {RESULTS}", "a finished run", FileNotFoundError)
+        name, takes = f"file {str(file)!r}", f"the {RESULTS} of a {self.experiment} run, version {VERSION}"
+        try:
+            results = xarray.load_dataset(file, engine=ENGINE)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+            refuse(name, f"a truncated or foreign file ({error})", takes)
+        marks = {key: results.attrs.get(key) for key in ("fastspec", "version", "experiment")}
+        if marks != {"fastspec": "results", "version": VERSION, "experiment": self.experiment}:
+            refuse(name, f"a netCDF file marked {marks}", takes)
+        return results
+
+
+def _claimed(file: Path) -> dict[str, Any]:
+    """The JSON object of a run's configuration file."""
+    name, takes = f"file {str(file)!r}", f"the {CONFIG} of a run, version {VERSION}"
+    try:
+        data = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        refuse(name, f"a truncated or foreign file ({error})", takes)
+    if not isinstance(data, dict) or data.get("fastspec") != "run" or data.get("version") != VERSION:
+        refuse(name, "a file that this version of fastspec did not write", takes)
+    return data
+
+
+def _difference(found: RunFolder, experiment: str, asked: dict[str, Any]) -> str:
+    """How an earlier run differs from the one asked for."""
+    if found.experiment != experiment:
+        return f"{found.experiment!r}"
+    theirs, ours = _flat(found.config), _flat(asked)
+    keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    return ", ".join(f"{key} = {theirs.get(key)} (now {ours.get(key)})" for key in keys)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options under their names, those of parts as `part.name`."""
+    options: dict[str, Any] = {}
+    for key, value in config.items():
+        options |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return options
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
