@@ -10,6 +10,7 @@
 
 from fastspec import data, initialization, matching, networks, pruning, statistics, teachers
 from fastspec.config import show_config
+from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
 from fastspec.networks import MLP, ConvNet
 from fastspec.populations import Population
@@ -22,13 +23,16 @@ __all__ = [
     "ConvNet",
     "CrossMoments",
     "History",
+    "Measurement",
     "Population",
+    "PopulationMeasurement",
     "cross_moments",
     "data",
     "initialization",
     "layer_moments",
     "layer_moments_with_activations",
     "matching",
+    "measure",
     "networks",
     "pruning",
     "show_config",
