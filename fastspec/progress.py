@@ -73,17 +73,21 @@ class _RichBar:
 class _PlainBar:
     def __init__(self, title: str, total: int | None, unit: str):
         self._title, self._total, self._unit = title, total, unit
-        self._last = -REFRESH
+        self._done, self._last = 0, -REFRESH
 
     def update(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= REFRESH or done == self._total:
-            self._last = now
-            sys.stderr.write(f"\r{self._title}: {_count(done, self._total)} {self._unit}")
-            sys.stderr.flush()
+        self._done = done
+        if time.monotonic() - self._last >= REFRESH:
+            self._write()
 
     def close(self) -> None:
+        self._write()
         sys.stderr.write("\n")
+        sys.stderr.flush()
+
+    def _write(self) -> None:
+        self._last = time.monotonic()
+        sys.stderr.write(f"\r{self._title}: {_count(self._done, self._total)} {self._unit}")
         sys.stderr.flush()
 
 
