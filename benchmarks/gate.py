@@ -25,7 +25,8 @@ class Bounds:
     flipped: float = 1e-5  # active samples more or fewer, as a fraction of the samples, beyond two samples
 
 
-CONTRACT = Bounds()
+CONTRACT = Bounds()  # what the ops promise
+PLAIN = Bounds(rho=1e-3, scatter=1e-3, mean=1e-3, flipped=1e-4)  # float32 sums as peers may form them; errors are shown
 
 
 def correlation(moments: Moments) -> Tensor:

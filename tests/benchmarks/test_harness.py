@@ -12,7 +12,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import compare, environment, gate, harness, memory, peers, rates
 from benchmarks.compare import Case, Peer
 from benchmarks.harness import Options, Timing
-from benchmarks.ops import layer_moments
+from benchmarks.ops import cross_moments, layer_moments
 from benchmarks.peers import LayerPair
 
 SHAPE = (700, 6, 5, 9)
@@ -67,6 +67,21 @@ def test_every_peer_passes_the_gate(case, name):
     assert ("flipped" in found) == (name not in ("chunked lean", "corrcoef"))
 
 
+@pytest.mark.parametrize("shape", [(600, 5, 9, ()), (30, 5, 9, (4, 3))])
+@pytest.mark.parametrize("call", ["fastspec", "materialised", "corrcoef", "chunked"])
+def test_peers_of_cross_moments_pass_the_gate(shape, call):
+    case = cross_moments.case(shape, Options())
+    function = getattr(cross_moments, call)
+    result = function(case.copies[0], 256) if call == "chunked" else function(case.copies[0])
+    assert gate.check(call, result, case.truth, case.samples)["rho"] > 0
+
+
+def test_ours_is_held_to_the_contract_and_peers_to_plain_float32(case):
+    rough = broken("teacher_mean", lambda x: x + 1e-4)
+    entry = compare.compare(case, rough, {"rough": [Peer("rough", rough)]}, FixedRates(), Options(rounds=1))
+    assert "wrong" in entry["peers"]["fastspec"] and "median_ms" in entry["peers"]["rough"]
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_result_is_refused(case, name):
     with pytest.raises(gate.WrongResultError, match=f"{name}: got errors against float64"):
@@ -81,7 +96,10 @@ def test_dead_nodes_are_no_error(case):
 
 
 def test_no_speed_without_the_gate(case):
-    families = {"right": [Peer("materialised", peers.materialised)], "wrong": [Peer("broken", WRONG["mean"])]}
+    families = {
+        "right": [Peer("materialised", peers.materialised)],
+        "wrong": [Peer("broken", broken("teacher_mean", lambda x: x + 0.1))],
+    }
     entry = compare.compare(case, peers.fastspec, families, FixedRates(), Options(rounds=2))
     assert entry["peers"]["materialised"]["median_ms"] > 0
     assert entry["peers"]["broken"].keys() == {"settings", "wrong"}
@@ -147,6 +165,10 @@ def test_targets():
     assert math.isnan(harness.smallest([2.0, math.nan])) and math.isnan(harness.smallest([]))
 
 
+def test_json_has_no_nan():
+    assert harness.finite({"a": [math.nan, -math.inf, 1.5], "b": "nan"}) == {"a": [None, None, 1.5], "b": "nan"}
+
+
 def test_copies_rotate():
     seen = []
     call = harness.rotate("xyz", seen.append)
@@ -194,7 +216,7 @@ def test_unknown_benchmark_is_refused(capsys):
     assert "--only: got 'nothing'; takes part of one of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("megabytes", [0, 300])
+@pytest.mark.parametrize("megabytes", [300, 0])
 def test_peak_memory_is_seen_after_it_is_freed(megabytes):
     def call():
         torch.ones(megabytes * 250_000)
