@@ -147,7 +147,8 @@ def sorted_matches(results: xr.Dataset, threshold: float = 0.95) -> Figure:
                 values = np.sort(values[np.isfinite(values)])[::-1]
                 ax.plot(np.arange(1, len(values) + 1), values, label=f"{multi}×", color=_look(i)["color"])
             ax.axhline(threshold, color="#404040", linewidth=0.7, linestyle=(0, (4, 3)))
-            ax.set(title=f"hidden layer {layer}", xlabel="teacher nodes, best first", ylim=(None, 1.01))
+            ax.set(title=f"hidden layer {layer}", xlabel="teacher nodes, best first")
+        axes[0, 0].set_ylim(top=1.01)
         axes[0, 0].set_ylabel("correlation with its best student node")
         _legend(figure, axes[0, 0], "student width")
     return figure
@@ -165,8 +166,9 @@ def _layer_curves(results: xr.Dataset, values: xr.DataArray, label: str) -> Figu
             for i, multi in enumerate(results.multi.values):
                 line = values.sel(layer=layer, multi=multi)
                 ax.plot(line.step, line, label=f"{multi}×", **_look(i))
-            ax.set(title=f"hidden layer {layer}", xlabel="training steps", ylim=(None, 1.01))
+            ax.set(title=f"hidden layer {layer}", xlabel="training steps")
             _step_axis(ax, results)
+        axes[0, 0].set_ylim(top=1.01)
         axes[0, 0].set_ylabel(label)
         _legend(figure, axes[0, 0], "student width")
     return figure

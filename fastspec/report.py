@@ -181,14 +181,10 @@ def _layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
         for multi in results.multi.values:
             one = final.sel(layer=layer, multi=multi)
             shares = [float((one.best_correlation > t).sum("teacher").mean()) / nodes for t in THRESHOLDS]
-            cells = [
-                f"{float(one.layer_score.mean()):.3f}",
-                *(f"{100 * share:.0f} %" for share in shares),
-                str(constant),
-            ]
-            rows.append([str(layer), f"{multi}×", *cells])
-    columns = ("layer", "student", "score", *(f"> {threshold:g}" for threshold in THRESHOLDS), "constant")
-    title = "Hidden layers: layer score, share of teacher nodes covered, number of constant teacher nodes"
+            cells = [f"{float(one.layer_score.mean()):.3f}", *(f"{100 * share:.0f}%" for share in shares)]
+            rows.append([str(layer), f"{multi}×", *cells, f"{nodes - constant}/{nodes}"])
+    columns = ("layer", "student", "score", *(f">{threshold:g}" for threshold in THRESHOLDS), "varying")
+    title = "Hidden layers: score, share of teacher nodes covered, teacher nodes that vary"
     return Table(title, columns, rows)
 
 
@@ -251,10 +247,11 @@ def _html(title: str, blocks: Iterable[Block], root: Path) -> str:
             image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
             parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
         else:
-            head, *body = ([html.escape(cell) for cell in line] for line in (block.columns, *block.rows))
-            lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-            lines += ["".join(f"<td>{cell}</td>" for cell in line) for line in body]
-            inner = "\n".join(f"<tr>{line}</tr>" for line in lines)
+            inner = "\n".join(_row("td" if i else "th", row) for i, row in enumerate((block.columns, *block.rows)))
             parts.append(f"<table><caption>{html.escape(block.title)}</caption>\n{inner}</table>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -124,8 +124,8 @@ class RunFolder:
         name, takes = f"file {str(file)!r}", f"the {RESULTS} of a {self.experiment} run, version {VERSION}"
         try:
             results = xarray.load_dataset(file, engine=ENGINE)
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
-            refuse(name, f"a truncated or foreign file ({error})", takes)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError):
+            refuse(name, "a truncated or foreign file", takes)
         marks = {key: results.attrs.get(key) for key in ("fastspec", "version", "experiment")}
         if marks != {"fastspec": "results", "version": VERSION, "experiment": self.experiment}:
             refuse(name, f"a netCDF file marked {marks}", takes)

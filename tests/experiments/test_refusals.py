@@ -1,0 +1,152 @@
+"""One clear error for every option, folder and file that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fastspec.experiments.digits import Digits
+from fastspec.experiments.reports import redraw
+from fastspec.experiments.results import RunFolder
+from fastspec.experiments.two_layer import TwoLayer
+
+OPTIONS = [
+    (TwoLayer, "multi", ()),
+    (TwoLayer, "multi", (0,)),
+    (TwoLayer, "multi", (2, 2)),
+    (TwoLayer, "multi", (1.5,)),
+    (TwoLayer, "teacher_nodes", (-1,)),
+    (TwoLayer, "teacher_strength_decay", (-1.0,)),
+    (TwoLayer, "teacher_strength_decay", (float("nan"),)),
+    (TwoLayer, "seeds", 0),
+    (TwoLayer, "steps", 0),
+    (TwoLayer, "batch_size", 0),
+    (TwoLayer, "lr", -0.1),
+    (TwoLayer, "lr", float("inf")),
+    (TwoLayer, "measurements", 1),
+    (TwoLayer, "data_std", 0.0),
+    (TwoLayer, "threshold", 1.5),
+    (Digits, "hidden", ()),
+    (Digits, "hidden", (0,)),
+    (Digits, "multi", (1, 1)),
+    (Digits, "held_out", 1.0),
+    (Digits, "student_noise", -1.0),
+    (Digits, "data_seed", -1),
+    (Digits, "batch_size", 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "option", "value"), OPTIONS)
+def test_options(kind, option, value, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=f"^{option}.*: got .*; takes "):
+        kind(**{option: value}).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_another_configuration(tiny_digits, tmp_path):
+    tiny_digits.run(tmp_path)
+    other = dataclasses.replace(tiny_digits, multi=(3,))
+    with pytest.raises(ValueError, match=r"^out: got .*multi = \[1, 2\] \(now \[3\]\); takes .*--overwrite"):
+        other.run(tmp_path)
+    assert RunFolder.load(tmp_path).config["multi"] == [1, 2]
+
+
+def test_folder_of_another_experiment(tiny_digits, tiny_two_layer, tmp_path):
+    tiny_digits.run(tmp_path)
+    with pytest.raises(ValueError, match=r"^out: got .*'digits'"):
+        tiny_two_layer.run(tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_something_else_is_left_alone(tiny_digits, tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"^out: got .*other files"):
+        tiny_digits.run(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_that_is_a_file(tiny_digits, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match=r"^out: got .*a file"):
+        tiny_digits.run(tmp_path / "run")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_last_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def text(path):
+    path.write_text("not what you think")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def foreign_json(path):
+    path.write_text('{"name": "package.json"}')
+
+
+def other_version(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "99"}))
+
+
+def unknown_experiment(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"experiment": "mystery"}))
+
+
+def without_configuration(path):
+    path.write_text(json.dumps({"fastspec": "run", "version": "1", "experiment": "digits"}))
+
+
+def foreign_netcdf(path):
+    import xarray
+
+    xarray.Dataset({"temperature": ("x", np.arange(3.0))}).to_netcdf(path, engine="scipy")
+
+
+def other_netcdf(path):
+    import xarray
+
+    marks = {"fastspec": "results", "version": "1", "experiment": "digits"}
+    xarray.Dataset({"temperature": ("x", np.arange(3.0))}, attrs=marks).to_netcdf(path, engine="scipy")
+
+
+DAMAGE = [
+    ("config.json", truncate),
+    ("config.json", text),
+    ("config.json", empty),
+    ("config.json", foreign_json),
+    ("config.json", other_version),
+    ("config.json", unknown_experiment),
+    ("config.json", without_configuration),
+    ("results.nc", truncate),
+    ("results.nc", cut_last_byte),
+    ("results.nc", text),
+    ("results.nc", empty),
+    ("results.nc", foreign_netcdf),
+    ("results.nc", other_netcdf),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_damaged_files(tiny_digits, tmp_path, name, damage):
+    tiny_digits.run(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^file '.*{name}': got .*; takes "):
+        redraw(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.nc"])
+def test_missing_files(tiny_digits, tmp_path, name):
+    tiny_digits.run(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^folder: got .*without {name}"):
+        redraw(tmp_path)

@@ -1,0 +1,129 @@
+"""Runs of the experiments: what they save, what they leave when interrupted, and how they go on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastspec.experiments.console import Console
+from fastspec.experiments.demo import Demo
+from fastspec.experiments.results import RunFolder
+from fastspec.populations import Population
+from fastspec.tensor_files import load_tensors
+
+
+class Interrupting(Console):
+    """A console on which somebody presses Ctrl-C at the n-th report of progress."""
+
+    def __init__(self, reports):
+        super().__init__(quiet=True)
+        self.reports = reports
+
+    def _safe_point(self):
+        self.reports -= 1
+        if self.reports == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(params=["tiny_two_layer", "tiny_digits"])
+def experiment(request):
+    return request.getfixturevalue(request.param)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def weights_of(folder):
+    return load_tensors(folder / "weights.safetensors", "weights of a run")[0]
+
+
+def test_saved_results_are_those_returned(experiment, tmp_path):
+    results = experiment.run(tmp_path / "run")
+    saved = RunFolder.load(tmp_path / "run").results()
+    assert files(tmp_path / "run") == ["config.json", "results.nc", "weights.safetensors"]
+    for name, array in results.items():
+        assert saved[name].identical(array), name
+
+
+@pytest.mark.parametrize("reports", [1, 2, 4, 5, 7])
+def test_interrupted_run_goes_on_bit_for_bit(experiment, tmp_path, reports):
+    whole = experiment.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(tmp_path / "broken", console=Interrupting(reports))
+    assert not RunFolder.load(tmp_path / "broken").finished
+    resumed = experiment.run(tmp_path / "broken")
+    assert resumed.identical(whole)
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    weights = [
+        load_tensors(tmp_path / name / "weights.safetensors", "weights of a run")[0] for name in ("whole", "broken")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_finished_jobs_are_not_trained_again(tiny_two_layer, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_two_layer.run(tmp_path, console=Interrupting(12))
+    finished = len(list((tmp_path / "parts").glob("*.students.safetensors")))
+    assert 0 < finished < len(tiny_two_layer.jobs())
+    starts = []
+    start = Population.two_layer
+    monkeypatch.setattr(Population, "two_layer", lambda *a, **k: starts.append(a) or start(*a, **k))
+    tiny_two_layer.run(tmp_path)
+    assert len(starts) == len(tiny_two_layer.jobs()) - finished
+
+
+def test_a_lost_measurement_is_made_again(tiny_two_layer, tmp_path):
+    whole = tiny_two_layer.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        tiny_two_layer.run(tmp_path / "broken", console=Interrupting(4))
+    lost = sorted((tmp_path / "broken" / "parts").glob("m2-decay0.step*"))
+    assert lost and (tmp_path / "broken" / "parts" / "m2-decay0.checkpoint").exists()
+    lost[0].unlink()
+    assert tiny_two_layer.run(tmp_path / "broken").identical(whole)
+
+
+def test_arrays_are_padded_where_there_is_no_node(tiny_two_layer, tmp_path):
+    results = tiny_two_layer.run(tmp_path)
+    narrow = results.sel(teacher_nodes=2)
+    assert narrow.best_correlation.isel(teacher=2).isnull().all()
+    assert narrow.best_correlation.isel(teacher=slice(2)).notnull().all()
+    assert (narrow.best_student.isel(teacher=2) == -1).all()
+    assert narrow.fan_out.sel(multi=1).isel(student=slice(2, None)).isnull().all()
+    assert results.fan_out.sel(teacher_nodes=3, multi=2).notnull().all()
+    assert results.loss.notnull().all()
+
+
+def test_fan_out_belongs_to_the_saved_weights(tiny_two_layer, tmp_path):
+    results = tiny_two_layer.run(tmp_path)
+    weights = weights_of(tmp_path)
+    stem = "m3-decay1.students"
+    k = [
+        (int(multi), int(seed)) for multi, seed in zip(weights[f"{stem}.multi"], weights[f"{stem}.seed"], strict=True)
+    ].index((2, 1))
+    rows = slice(*weights[f"{stem}.offsets"][k : k + 2].tolist())
+    expected = weights[f"{stem}.w2"][rows].norm(dim=1).numpy()
+    found = results.fan_out.sel(teacher_nodes=3, strength_decay=1.0, multi=2, seed=1).values
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_demo_runs_both_parts_and_goes_on(tiny_two_layer, tiny_digits, tmp_path):
+    demo = Demo(tiny_two_layer, tiny_digits)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path, console=Interrupting(30))
+    assert RunFolder.load(tmp_path / "gaussian").finished
+    before = (tmp_path / "gaussian" / "results.nc").stat().st_mtime_ns
+    demo.run(tmp_path)
+    assert RunFolder.load(tmp_path / "digits").finished
+    assert (tmp_path / "gaussian" / "results.nc").stat().st_mtime_ns == before
+
+
+def test_overwrite_starts_anew(tiny_digits, tmp_path):
+    tiny_digits.run(tmp_path)
+    before = (tmp_path / "results.nc").stat().st_mtime_ns
+    tiny_digits.run(tmp_path)
+    assert (tmp_path / "results.nc").stat().st_mtime_ns == before
+    tiny_digits.run(tmp_path, overwrite=True)
+    assert (tmp_path / "results.nc").stat().st_mtime_ns > before

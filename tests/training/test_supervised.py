@@ -1,0 +1,85 @@
+"""The plain training loop: it learns, it is seeded, and it refuses what it cannot train on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastspec import data
+from fastspec.networks import MLP, student_like
+from fastspec.training.supervised import train_supervised
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(seed=0, noise=0.0, **options):
+    network = MLP([3, 8, 2], seed=1, dtype=torch.float64)
+    x = data.gaussian(100, 3, seed=0, dtype=torch.float64)
+    train_supervised(network, x, (x[:, 0] > 0).long(), steps=200, lr=0.02, seed=seed, input_noise=noise, **options)
+    return network, x
+
+
+def test_learns_labels():
+    network, x = trained()
+    assert (network(x).argmax(1) == (x[:, 0] > 0)).double().mean() > 0.95
+
+
+def test_learns_a_teacher():
+    teacher = MLP([3, 4, 2], seed=0, dtype=torch.float64)
+    student = student_like(teacher, multi=3, seed=1)
+    x = data.gaussian(200, 3, dtype=torch.float64)
+    before = (teacher(x) - student(x)).square().mean()
+    train_supervised(student, x, teacher, steps=300, lr=0.01)
+    assert (teacher(x) - student(x)).square().mean() < 0.01 * before
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize(("seed", "noise", "same"), [(0, 0.0, True), (1, 0.0, False), (0, 0.1, False)])
+def test_same_seed_same_bits(seed, noise, same):
+    first, second = trained()[0], trained(seed, noise)[0]
+    assert all(map(torch.equal, first.parameters(), second.parameters())) is same
+
+
+def test_global_randomness_and_snapshots_change_nothing():
+    first, _ = trained()
+    torch.manual_seed(99)
+    seen = []
+    second, _ = trained(snapshots=(0, 50, 200), on_snapshot=seen.append)
+    assert seen == [0, 50, 200]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_ends_in_evaluation_mode_and_reports_its_last_step():
+    reports = []
+    network, _ = trained(progress=lambda step, steps: reports.append((step, steps)))
+    assert not network.training
+    assert reports[0] == (0, 200) and reports[-1] == (200, 200)
+
+
+REFUSED = [
+    ("x", {"x": torch.zeros(0, 3)}),
+    ("x", {"x": torch.full((4, 3), torch.nan)}),
+    ("x", {"x": torch.zeros(4)}),
+    ("target", {"target": torch.zeros(4)}),
+    ("target", {"target": torch.zeros(3, dtype=torch.int64)}),
+    ("target", {"target": [0, 1, 0, 1]}),
+    ("steps", {"steps": -1}),
+    ("batch_size", {"batch_size": 0}),
+    ("lr", {"lr": -1.0}),
+    ("input_noise", {"input_noise": float("inf")}),
+    ("weight_decay", {"weight_decay": -1.0}),
+    ("snapshots", {"snapshots": [11]}),
+]
+
+
+@pytest.mark.parametrize(("argument", "changed"), REFUSED)
+def test_refusals(argument, changed):
+    given = {"x": torch.zeros(4, 3), "target": torch.zeros(4, dtype=torch.int64), "steps": 10} | changed
+    with pytest.raises((ValueError, TypeError), match=f"^{argument}.*: got .*; takes "):
+        train_supervised(MLP([3, 4, 2]), given.pop("x"), given.pop("target"), **given)
