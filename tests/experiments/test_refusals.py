@@ -112,6 +112,13 @@ def foreign_netcdf(path):
     xarray.Dataset({"temperature": ("x", np.arange(3.0))}).to_netcdf(path, engine="scipy")
 
 
+def results_of_another_version(path):
+    import xarray
+
+    results = xarray.load_dataset(path, engine="scipy")
+    results.assign_attrs(version="99").to_netcdf(path, engine="scipy")
+
+
 def other_netcdf(path):
     import xarray
 
@@ -132,6 +139,7 @@ DAMAGE = [
     ("results.nc", text),
     ("results.nc", empty),
     ("results.nc", foreign_netcdf),
+    ("results.nc", results_of_another_version),
     ("results.nc", other_netcdf),
 ]
 
