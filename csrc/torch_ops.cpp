@@ -104,7 +104,7 @@ Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivatio
   problem.cross_scatter = f64_ptr(std::get<4>(out));
   problem.teacher_active = i64_ptr(std::get<5>(out)), problem.student_active = i64_ptr(std::get<6>(out));
   problem.coactive = coactivation ? i64_ptr(std::get<7>(out)) : nullptr;
-  if (problem.samples == 0 || m == 0 || n * networks == 0) {
+  if (problem.samples == 0) {
     std::apply([](auto&... tensor) { (torch::stable::zero_(tensor), ...); }, out);
     return out;
   }

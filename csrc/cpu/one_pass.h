@@ -287,7 +287,8 @@ class OnePass {
       pack_layer(problem_.teacher, teacher_columns(panel), work_.teacher_weights + node * p.teacher_depth,
                  work_.teacher_bias + node);
     }
-    for (int64_t slab_first = 0; slab_first < p.panels; slab_first += p.slab) {
+    int64_t slab_first = 0;
+    do {  // once at least: without student nodes the teacher is measured all the same
       const int64_t panels = clamp(p.panels - slab_first, 0, p.slab);
       clear_slab(panels);
       parallel_([&](int part) {
@@ -313,7 +314,8 @@ class OnePass {
           write_panel(slab_first, panel);
         }
       });
-    }
+      slab_first += p.slab;
+    } while (slab_first < p.panels);
     write_teacher();
   }
 };

@@ -10,6 +10,9 @@ namespace FASTSPEC_ISA {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
+// Of pieces of `each` bytes (0 where a side has no nodes) that fit into `bytes`.
+inline int64_t how_many(int64_t bytes, int64_t each) { return each > 0 ? bytes / each : bytes; }
+
 template <typename T>
 struct Plan {
   static constexpr int tile_rows = Tile<T>::rows, columns = Tile<T>::columns;
@@ -53,12 +56,13 @@ struct Plan {
     const int64_t chunk_bytes = rows * (student_depth + teacher_depth + padded) * sizeof(T);
     const int64_t sums_bytes = teacher_tiles * tile_rows * columns * sizeof(double);  // of one panel
     // From one network's shape, so that a network's result does not depend on its population.
-    const int64_t own_panels = ceil_div(p.student.nodes, columns);
-    slots = clamp(ceil_div(32, own_panels), 1, clamp(slot_bytes / (own_panels * sums_bytes), 1, 16));
+    const int64_t own_panels = clamp(ceil_div(p.student.nodes, columns), 1, panels + 1);
+    slots = clamp(ceil_div(32, own_panels), 1, clamp(how_many(slot_bytes, own_panels * sums_bytes), 1, 16));
     if (slots > chunks) slots = chunks;
-    round = ceil_div(clamp(round_bytes / chunk_bytes, 1, chunks < 16 ? chunks : 16), slots) * slots;
-    slab = clamp(slab_bytes / (slots * sums_bytes * (coactive ? 2 : 1) + student_depth * columns * int64_t(sizeof(T))),
-                 1, panels);
+    round = ceil_div(clamp(how_many(round_bytes, chunk_bytes), 1, chunks < 16 ? chunks : 16), slots) * slots;
+    const int64_t weights_bytes = student_depth * columns * sizeof(T);
+    slab = clamp(how_many(slab_bytes, slots * sums_bytes * (coactive ? 2 : 1) + weights_bytes), 1,
+                 panels > 0 ? panels : 1);
   }
 };
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from moments_oracle import FIELDS, assert_bitwise, assert_close, correlation, two_pass
+from moments_oracle import FIELDS, assert_bitwise, assert_close, assert_same, correlation, two_pass
 
+from fastspec.ops import library
 from fastspec.ops.cross_moments import cross_moments
 from fastspec.ops.layer_moments import layer_moments, reference
 
@@ -40,6 +41,7 @@ def doubled(args):
 
 
 NAMES = (*FIELDS[:5], "teacher_activation", "student_activation")
+ACTIVATION_ERROR = 0.0 if library.native_error() is None else 2e-6  # torch's products vary with strides
 SHAPES = [(1, 1, 1, 1), (5, 3, 2, 17), (100, 20, 50, 7), (390, 784, 13, 33), (3000, 20, 50, 90)]
 
 
@@ -101,8 +103,8 @@ def test_a_student_does_not_depend_on_its_population(own, width):
     together, (_, activations) = layer_moments(x, w_t, b_t, x_s, w_s, b_s, 0.1, True, True)
     for k in range(7):
         alone, (_, one) = layer_moments(x, w_t, b_t, x_s[k] if own else x_s, w_s[k], b_s[k], 0.1, True, True)
-        assert_bitwise([v if i in (0, 2, 5) else v[k] for i, v in enumerate(together)], alone)
-        assert torch.equal(activations[k], one)
+        assert_same([v if i in (0, 2, 5) else v[k] for i, v in enumerate(together)], alone)
+        torch.testing.assert_close(activations[k], one, rtol=0, atol=ACTIVATION_ERROR)
 
 
 def strided(tensor, kind):
@@ -124,8 +126,8 @@ def test_any_strides(kind, population, own):
     args = problem(500, 12, 7, 19, *population, own=own)
     got, kept = layer_moments(*(strided(a, kind) for a in args), 0.0, True, True)
     want, plain = layer_moments(*args, 0.0, True, True)
-    assert_bitwise(got, want)
-    assert torch.equal(kept[0], plain[0]) and torch.equal(kept[1], plain[1])
+    assert_same(got, want)
+    torch.testing.assert_close(kept, plain, rtol=0, atol=ACTIVATION_ERROR)
 
 
 def test_expanded_weights_and_inputs():
@@ -142,7 +144,7 @@ def test_views_of_one_array_with_different_widths():
     x, w_t, b_t, _, w_s, b_s = problem(700, 9, 4, 20)
     got, _ = layer_moments(x[:, :5], w_t[:, :5], b_t, x, w_s, b_s)
     want, _ = layer_moments(x[:, :5].clone(), w_t[:, :5], b_t, x.clone(), w_s, b_s)
-    assert_bitwise(got, want)
+    assert_same(got, want)
 
 
 @pytest.mark.parametrize("m, k", [(1, 1), (13, 200), (700, 30), (30, 9000)])
@@ -197,12 +199,15 @@ def test_does_not_depend_on_threads():
     assert_bitwise(results[2], results[0])
 
 
-@pytest.mark.parametrize("n, m, k, population", [(0, 3, 4, ()), (5, 0, 4, ()), (5, 3, 0, ()), (0, 3, 4, (2,))])
+@pytest.mark.parametrize(
+    "n, m, k, population", [(0, 3, 4, ()), (0, 3, 4, (2,)), (5, 3, 4, (0,)), (5, 0, 4, ()), (5, 3, 0, ()), (5, 3, 0, (2,))]
+)
 def test_empty_problems(n, m, k, population):
-    got, (t, s) = layer_moments(*problem(n, 6, m, k, *population), 0.0, True, True)
-    assert t.shape == (n, m) and s.shape == (*population, n, k)
-    assert got.cross_scatter.shape == (*population, m, k)
-    assert all(not v.isnan().any() and not v.any() for v in got if v.numel())
+    args = problem(n, 6, m, k, *population, integer=True)
+    got, kept = layer_moments(*args, 0.0, True, True)
+    want = reference.layer_moments(*args, 0.0, True, True)
+    assert_bitwise(got, want[:8])
+    assert torch.equal(kept[0], want[8]) and torch.equal(kept[1], want[9])
 
 
 def test_no_inputs_leave_the_bias():

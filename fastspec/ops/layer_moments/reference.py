@@ -9,10 +9,14 @@ from fastspec.ops.cross_moments.reference import BLOCK, ShiftedSums
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
-    """x [.., N, d], weight [.., nodes, d], bias [.., nodes] -> activations [.., N, nodes]; the gate is off at 0."""
-    pre_activation = x @ weight.mT
+    """x [.., N, d], weight [.., nodes, d], bias [.., nodes] -> activations [.., N, nodes], float32 or better.
+
+    The gate is off at a pre-activation of 0.
+    """
+    compute = torch.promote_types(x.dtype, torch.float32)
+    pre_activation = x.to(compute) @ weight.to(compute).mT
     if bias is not None:
-        pre_activation = pre_activation + bias.unsqueeze(-2)
+        pre_activation = pre_activation + bias.to(compute).unsqueeze(-2)
     return torch.where(pre_activation > 0, pre_activation, negative_slope * pre_activation)
 
 
@@ -36,7 +40,7 @@ def layer_moments(
         s = linear_relu(student_input[..., rows, :], student_weight, student_bias, negative_slope)
         sums.add(t, s)
         if activations:
-            kept.append((t, s))
+            kept.append((t.to(teacher_input.dtype), s.to(teacher_input.dtype)))
     empty = teacher_input.new_empty(0)
     if not activations:
         return *sums.finish(), empty, empty
