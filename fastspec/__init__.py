@@ -1,11 +1,11 @@
 """fastspec: which student node has become which teacher node, when, and why.
 
-    import fastspec as fs
+import fastspec as fs
 
-    teacher = fs.teachers.separated([20, 50, 75, 100], seed=0)
-    student = fs.networks.student_like(teacher, multi=10, seed=1)
-    report = fs.measure(teacher, student, fs.data.gaussian(100_000, 20, std=10.0, seed=2))
-    print(report)
+teacher = fs.teachers.separated([20, 50, 75, 100], seed=0)
+student = fs.networks.student_like(teacher, multi=10, seed=1)
+report = fs.measure(teacher, student, fs.data.gaussian(100_000, 20, std=10.0, seed=2))
+print(report)
 """
 
 from fastspec import data, initialization, matching, networks, pruning, statistics, teachers

@@ -34,16 +34,16 @@ def check_tensor(argument: str, value: object, ranks: Sequence[int], layout: str
 
 def check_same_kind(**tensors: Tensor | None) -> None:
     """Check that all tensors share dtype and device with the first."""
-    first_name, first = next(iter(tensors.items()))
-    assert first is not None
-    dtype, device = first.dtype, first.device
+    dtype = device = None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype != dtype:
-            refuse(name, f"dtype {tensor.dtype}", f"the dtype of {first_name}, {dtype}", TypeError)
-        if tensor.device != device:
-            refuse(name, f"device {tensor.device}", f"the device of {first_name}, {device}")
+        if dtype is None:
+            first, dtype, device = name, tensor.dtype, tensor.device
+        elif tensor.dtype is not dtype:
+            refuse(name, f"dtype {tensor.dtype}", f"the dtype of {first}, {dtype}", TypeError)
+        elif tensor.device != device:
+            refuse(name, f"device {tensor.device}", f"the device of {first}, {device}")
 
 
 def check_real(argument: str, value: float, takes: str, low: float = -math.inf, high: float = math.inf) -> None:

@@ -43,4 +43,6 @@ def _load_native() -> str | None:
 
 _native_error = _load_native()
 if _native_error is not None:
-    warnings.warn(f"{_native_error}; running on the torch reference path, slower and with the same results", stacklevel=2)
+    warnings.warn(
+        f"{_native_error}; running on the torch reference path, slower and with the same results", stacklevel=2
+    )

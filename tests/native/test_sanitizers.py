@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which(COMPILER) is Non
 
 def build(folder: Path, isa: str, sanitizers: str, *, source: Path | None = None) -> Path:
     binary, (width, rows) = folder / f"driver_{isa}", SHAPES[isa]
-    command = [COMPILER, "-std=c++20", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-Wno-psabi"]
+    command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wno-psabi"]
+    command += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     command += [f"-DFASTSPEC_ISA={isa}", f"-DFASTSPEC_VECTOR_BYTES={width}", f"-DFASTSPEC_TILE_ROWS={rows}"]
     command += ["-I", str(ROOT / "csrc/include"), "-I", str(source or ROOT / "csrc/cpu")]
     command += [str(ROOT / "tests/native/moments_driver.cpp"), "-pthread", "-o", str(binary)]
@@ -42,12 +43,13 @@ def test_kernels_are_clean(tmp_path, isa, sanitizers):
     assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
 
 
-MUTATIONS = {
+TEACHER = "teacher_chunk(chunk + at, at, work_.scratch[{}])"
+MUTATIONS = {  # file, what stands there, what it becomes
     "one row too many": ("one_pass.h", "clamp(problem_.samples - first_row(chunk), 0, plan_.rows)", "plan_.rows"),
     "one sum for all parts": ("one_pass.h", "inputs, work_.sums[slot]", "inputs, work_.sums[0]"),
-    "shared scratch": ("one_pass.h", "teacher_chunk(chunk + at, at, work_.scratch[part])", "teacher_chunk(chunk + at, at, work_.scratch[0])"),
+    "shared scratch": ("one_pass.h", TEACHER.format("part"), TEACHER.format("0")),
     "no shift in the cross product": ("panels.h", "tile.sum[r] * offset", "0.0 * offset"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)

@@ -54,6 +54,7 @@ def assert_same(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
 
 def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], relative: float) -> None:
     """Counts exactly; statistics within `relative` of their natural size, a product of spreads."""
+
     def largest(x: Tensor) -> float:
         return float(x.abs().max()) if x.numel() else 0.0
 

@@ -200,7 +200,8 @@ def test_does_not_depend_on_threads():
 
 
 @pytest.mark.parametrize(
-    "n, m, k, population", [(0, 3, 4, ()), (0, 3, 4, (2,)), (5, 3, 4, (0,)), (5, 0, 4, ()), (5, 3, 0, ()), (5, 3, 0, (2,))]
+    "n, m, k, population",
+    [(0, 3, 4, ()), (0, 3, 4, (2,)), (5, 3, 4, (0,)), (5, 0, 4, ()), (5, 3, 0, ()), (5, 3, 0, (2,))],
 )
 def test_empty_problems(n, m, k, population):
     args = problem(n, 6, m, k, *population, integer=True)

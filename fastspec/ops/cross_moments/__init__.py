@@ -63,6 +63,8 @@ library.define(
     fake=_fake,
 )
 
+_op = torch.ops.fastspec.cross_moments.default
+
 
 def cross_moments(teacher: Tensor, student: Tensor, coactivation: bool = False) -> Moments:
     """Moments of every teacher node against every student node over all samples (and spatial positions).
@@ -79,4 +81,4 @@ def cross_moments(teacher: Tensor, student: Tensor, coactivation: bool = False) 
     own = student.shape[student.dim() - teacher.dim() :]
     if own[0] != teacher.shape[0] or own[2:] != teacher.shape[2:]:
         refuse("student", shape(student), f"the samples and positions of the teacher, {shape(teacher)}")
-    return Moments(*torch.ops.fastspec.cross_moments(teacher, student, coactivation))
+    return Moments(*_op(teacher, student, coactivation))

@@ -41,6 +41,8 @@ library.define(
 )
 
 
+_op = torch.ops.fastspec.layer_moments.default
+
 _TEACHER = ("teacher_input", "teacher_weight", "teacher_bias"), (2,)
 _STUDENT = ("student_input", "student_weight", "student_bias"), (2, 3)
 _INPUT, _WEIGHT, _BIAS = "[*networks, samples, inputs]", "[*networks, nodes, inputs]", "[*networks, nodes]"
@@ -49,14 +51,15 @@ _INPUT, _WEIGHT, _BIAS = "[*networks, samples, inputs]", "[*networks, nodes, inp
 def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, w: Tensor, b: Tensor | None) -> None:
     check_tensor(names[0], x, ranks, _INPUT)
     check_tensor(names[1], w, ranks, _WEIGHT)
-    if w.shape[-1] != x.shape[-1]:
-        refuse(names[1], shape(w), f"{_WEIGHT} with {x.shape[-1]} inputs, the width of {names[0]}")
-    if x.dim() == 3 and x.shape[:1] != w.shape[:-2]:
+    inputs, weights = x.shape, w.shape
+    if weights[-1] != inputs[-1]:
+        refuse(names[1], shape(w), f"{_WEIGHT} with {inputs[-1]} inputs, the width of {names[0]}")
+    if len(inputs) == 3 and inputs[:1] != weights[:-2]:
         refuse(names[0], shape(x), f"one input for all networks, or one for each network of {names[1]}, {shape(w)}")
     if b is not None:
-        check_tensor(names[2], b, (w.dim() - 1,), _BIAS)
-        if b.shape != w.shape[:-1]:
-            refuse(names[2], shape(b), f"shape {list(w.shape[:-1])}, the nodes of {names[1]}")
+        check_tensor(names[2], b, (len(weights) - 1,), _BIAS)
+        if b.shape != weights[:-1]:
+            refuse(names[2], shape(b), f"shape {list(weights[:-1])}, the nodes of {names[1]}")
 
 
 def layer_moments(
@@ -92,7 +95,7 @@ def layer_moments(
     if student_input.shape[-2] != teacher_input.shape[0]:
         refuse("student_input", shape(student_input), f"the samples of teacher_input, {shape(teacher_input)}")
     check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
-    *moments, teacher, student = torch.ops.fastspec.layer_moments(
+    out = _op(
         teacher_input,
         teacher_weight,
         teacher_bias,
@@ -103,4 +106,4 @@ def layer_moments(
         coactivation,
         activations,
     )
-    return Moments(*moments), (teacher, student) if activations else None
+    return Moments(*out[:8]), out[8:] if activations else None
