@@ -69,17 +69,17 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
             _coverage_table(picked, int(m), config["threshold"]),
             Picture(
                 f"{stem}coverage",
-                "Teacher nodes covered, mean over seeds: wider students cover more, and earlier.",
+                "Teacher nodes covered while students learn, mean over seeds.",
                 plots.coverage_curves(picked, config["threshold"]),
             ),
             Picture(
                 f"{stem}success-rate",
-                "Success rate of every teacher node: strong ones first.",
+                "Success rate: the share of seeds that cover each teacher node, early and at the end.",
                 plots.success_rate(picked, config["threshold"]),
             ),
             Picture(
                 f"{stem}l-shape",
-                "Student nodes of all seeds at the end: those that match no teacher node lose their fan-out.",
+                "Student nodes of all seeds at the end. Specialisation draws an L: a node matches a teacher or has little fan-out.",
                 plots.l_shape(picked, config["threshold"]),
             ),
             Picture(

@@ -71,7 +71,7 @@ class Console:
 def _bar(title: str, unit: str, *, quiet: bool) -> _NoBar:
     if quiet:
         return _NoBar()
-    return _RichBar(title, unit) if sys.stderr.isatty() else _PlainBar(title, unit)
+    return _RichBar(title) if sys.stderr.isatty() else _PlainBar(title, unit)
 
 
 class _NoBar:
@@ -103,13 +103,12 @@ class _PlainBar(_NoBar):
 
 
 class _RichBar(_NoBar):
-    def __init__(self, title: str, unit: str):
+    def __init__(self, title: str):
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-        left = TimeRemainingColumn(elapsed_when_finished=True)
-        self._progress = Progress(*columns, left, console=RichConsole(stderr=True), transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=RichConsole(stderr=True), transient=True)
         self._task = self._progress.add_task(title, total=None)
 
     def __call__(self, done: int, total: int) -> None:

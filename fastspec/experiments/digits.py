@@ -122,7 +122,7 @@ class Digits:
         if done.exists():
             return MLP.load(done)
         teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed, dtype=torch.float32)
-        with console.stage("a teacher learns the digits from their labels") as advance:
+        with console.stage("digits: the teacher learns labels") as advance:
             train_supervised(
                 teacher,
                 train.x,
@@ -148,7 +148,7 @@ class Digits:
             return MLP.load(network), load_tensors(measured, PART)[0]
         student = student_like(teacher, multi=multi, seed=seed)
         rows: list[dict[str, Tensor]] = []
-        with console.stage(f"a {multi}x student learns from its logits") as advance:
+        with console.stage(f"digits: a {multi}× student learns logits") as advance:
             train_supervised(
                 student,
                 splits.train.x,

@@ -157,7 +157,7 @@ class TwoLayer:
 
         def train() -> Population:
             start = Population.two_layer(teacher, multi=self.multi, seeds=range(self.seeds), std=self.init_std)
-            title = f"{len(start)} students learn {job.nodes} teacher nodes, strength decay {job.decay:g}"
+            title = f"{len(start)} students, {job.nodes} teacher nodes, decay {job.decay:g}"
             with console.stage(title) as advance:
                 return train_two_layer(
                     teacher,
