@@ -1,0 +1,1 @@
+"""The papers' experiments, one dataclass each, and the command line."""
