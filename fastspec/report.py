@@ -79,7 +79,7 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
             ),
             Picture(
                 f"{stem}l-shape",
-                "Student nodes of all seeds at the end. An L means: a node matches a teacher node, or has little fan-out.",
+                "Student nodes of all seeds at the end. An L: nodes match a teacher node, or have little fan-out.",
                 plots.l_shape(picked, config["threshold"]),
             ),
             Picture(
