@@ -41,9 +41,8 @@ class ReluTap:
         self.network, self.count = network, len(network.layers) - 1
 
     def __call__(self, x: Tensor) -> Hidden:
-        activations, top = self.network._hidden(x)
-        names = [f"hidden{i + 1}" for i in range(self.count)]
-        return Hidden(names, activations, self.network.layers[-1](top.flatten(1)))
+        activations, output = self.network.activations_and_output(x)
+        return Hidden([f"hidden{i + 1}" for i in range(self.count)], activations, output)
 
     def __enter__(self) -> ReluTap:
         return self

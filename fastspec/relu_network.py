@@ -44,16 +44,17 @@ class ReluNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, *input_shape] -> outputs [N, C]."""
-        return self.layers[-1](self._hidden(x)[1].flatten(1))
+        return self.activations_and_output(x)[1]
 
     def activations(self, x: Tensor) -> list[Tensor]:
         """Outputs of the hidden ReLUs, lowest first: [N, nodes] or [N, channels, height, width].
 
         With batch norm after the ReLU these are its inputs, so that they are ReLU outputs in every network.
         """
-        return self._hidden(x)[0]
+        return self.activations_and_output(x)[0]
 
-    def _hidden(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def activations_and_output(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Both of the above in one pass over the layers."""
         layout = f"[samples, {', '.join(map(str, self.input_shape))}]"
         check_tensor("x", x, (1 + len(self.input_shape),), layout)
         if x.shape[1:] != self.input_shape:
@@ -67,7 +68,7 @@ class ReluNetwork(nn.Module):
             activations.append(x)
             if self.batch_norm == "after":
                 x = self.norms[i](x)
-        return activations, x
+        return activations, self.layers[-1](x.flatten(1))
 
     def _reset(self, seed: int) -> None:
         default_(self.layers, generator(seed, "network"))

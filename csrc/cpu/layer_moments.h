@@ -3,41 +3,63 @@
 #pragma once
 
 #include "panels.h"
+#include "plan.h"
 #include "strided.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-// panel[row, column] = leaky_relu(bias[column] + sum_i inputs[row, i] * weights[i, column])
+// panel[row, column] = leaky_relu(bias[column] + sum_i inputs[row, i] * weights[i, column]), in pieces of the sum
+// whose weights stay in the first-level cache; the panel holds the partial sums between them.
 template <typename T>
 inline void activate_panel(const T* inputs, const T* weights, const T* bias, int64_t depth, int64_t rows, T slope,
                            T* panel) {
   using L = Tile<T>;
   using S = Simd<T>;
-  const typename L::V bias0 = S::load(bias), bias1 = S::load(bias + S::lanes);
-  for (int64_t first = 0; first < rows; first += L::rows) {
-    L tile;
-    tile.multiply(inputs + first * depth, weights, depth, bias0, bias1);
-#pragma GCC unroll 16
-    for (int r = 0; r < L::rows; ++r) {
-      for (int half = 0; half < 2; ++half) {
-        const typename L::V z = tile.sum[r][half], low = slope * z;
-        S::store(panel + (first + r) * L::columns + half * S::lanes, low > z ? low : z);  // NaN stays NaN
+  const int64_t pieces = ceil_div(depth, 320 * 4 / int64_t(sizeof(T))), piece = ceil_div(depth, pieces ? pieces : 1);
+  int64_t from = 0;
+  do {
+    const int64_t to = from + piece < depth ? from + piece : depth;
+    for (int64_t first = 0; first < rows; first += L::rows) {
+      L tile;
+      if (from == 0) {
+        tile.start(S::load(bias), S::load(bias + S::lanes));
+      } else {
+        tile.load(panel + first * L::columns);
       }
+      tile.multiply(inputs + first * depth + from * L::rows, weights + from * L::columns, to - from);
+      if (to == depth) {
+#pragma GCC unroll 16
+        for (int r = 0; r < L::rows; ++r) {
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; ++half) {
+            const typename L::V z = tile.sum[r][half], low = slope * z;
+            tile.sum[r][half] = low > z ? low : z;  // NaN stays NaN
+          }
+        }
+      }
+      tile.store(panel + first * L::columns);
     }
-  }
+    from = to;
+  } while (from < depth);
 }
 
 // Inputs of a chunk, packed for tiles: out[tile, input, row in tile]; rows beyond the chunk are zero.
 template <typename Stored, typename T>
 inline void pack_inputs(const Stored* data, const int64_t* rows_at, int64_t rows, int64_t stride, int64_t depth,
-                        T* out) {
+                        T* __restrict out) {
   constexpr int tile_rows = Tile<T>::rows;
-  for (int64_t first = 0; first < rows; first += tile_rows) {
-    const int64_t count = rows - first < tile_rows ? rows - first : tile_rows;
+  int64_t first = 0;
+  for (; first + tile_rows <= rows; first += tile_rows) {
+    const Stored* row[tile_rows];
+    for (int r = 0; r < tile_rows; ++r) row[r] = data + rows_at[first + r];
     for (int64_t i = 0; i < depth; ++i, out += tile_rows) {
-      for (int64_t r = 0; r < tile_rows; ++r) out[r] = r < count ? T(data[rows_at[first + r] + i * stride]) : T(0);
+#pragma GCC unroll 16
+      for (int r = 0; r < tile_rows; ++r) out[r] = T(row[r][i * stride]);
     }
+  }
+  for (int64_t i = 0; first < rows && i < depth; ++i, out += tile_rows) {
+    for (int64_t r = 0; r < tile_rows; ++r) out[r] = first + r < rows ? T(data[rows_at[first + r] + i * stride]) : T(0);
   }
 }
 

@@ -35,29 +35,43 @@ template <typename T>
 inline void center_panel(T* panel, int64_t rows, PanelStatistics<T>& out) {
   using S = Simd<T>;
   using V = typename S::Vector;
-  constexpr int columns = Tile<T>::columns;
+  constexpr int columns = Tile<T>::columns, lanes = S::lanes;
   const int64_t sample = rows < 32 ? rows : 32;
+  V shift[2];
   for (int half = 0; half < 2; ++half) {
-    T* const x = panel + half * S::lanes;
+    const T* const x = panel + half * lanes;
     const V first = S::load(x);
     V sum = {}, square = {};
     for (int64_t r = 0; r < sample; ++r) {
       const V d = S::load(x + r * columns) - first;
       sum += d, square += d * d;
     }
-    V shift;
-    for (int c = 0; c < S::lanes; ++c) shift[c] = T(provisional_mean(first[c], sum[c], square[c], sample));
-    typename S::Mask active = {};
-    sum = V{}, square = V{};
-    for (int64_t r = 0; r < rows; ++r) {
-      const V value = S::load(x + r * columns), d = value - shift;
-      active -= value > 0;
-      sum += d, square += d * d;
-      S::store(x + r * columns, d);
+    for (int c = 0; c < lanes; ++c) shift[half][c] = T(provisional_mean(first[c], sum[c], square[c], sample));
+  }
+  // Two rows at a time, summed apart: one chain of additions would be waited for.
+  V sum[2][2] = {}, square[2][2] = {};
+  typename S::Mask active[2][2] = {};
+  const auto add = [&](int64_t row, int parity) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      T* const at = panel + row * columns + half * lanes;
+      const V value = S::load(at), d = value - shift[half];
+      S::store(at, d);
+      active[parity][half] -= value > 0;
+      sum[parity][half] += d;
+      square[parity][half] += d * d;
     }
-    for (int c = 0; c < S::lanes; ++c) {
-      const int at = half * S::lanes + c;
-      out.shift[at] = shift[c], out.sum[at] = sum[c], out.square[at] = square[c], out.active[at] = active[c];
+  };
+  int64_t row = 0;
+  for (; row + 1 < rows; row += 2) add(row, 0), add(row + 1, 1);
+  if (row < rows) add(row, 0);
+  for (int half = 0; half < 2; ++half) {
+    for (int c = 0; c < lanes; ++c) {
+      const int at = half * lanes + c;
+      out.shift[at] = shift[half][c];
+      out.sum[at] = double(sum[0][half][c]) + double(sum[1][half][c]);
+      out.square[at] = double(square[0][half][c]) + double(square[1][half][c]);
+      out.active[at] = active[0][half][c] + active[1][half][c];
     }
   }
 }
@@ -102,9 +116,10 @@ inline void accumulate_tile(const T* teacher, const T* student, int64_t rows, co
                             const double* student_total, const double* student_offset, double* cross) {
   using L = Tile<T>;
   L product;
-  product.multiply(teacher, student, rows, typename L::V{}, typename L::V{});
+  product.start(typename L::V{}, typename L::V{});
+  product.multiply(teacher, student, rows);
   T sums[L::rows][L::columns];
-  std::memcpy(sums, product.sum, sizeof sums);
+  product.store(&sums[0][0]);
   constexpr int lanes = Simd<double>::lanes;
 #pragma GCC unroll 16
   for (int r = 0; r < L::rows; ++r) {

@@ -43,11 +43,30 @@ struct Tile {
 
   V sum[rows][2];
 
-  // sum[r][c] = start[c] + sum_k a[k, r] * b[k, c]; a is [depth, rows], b is [depth, columns], both packed
-  inline void multiply(const T* __restrict a, const T* __restrict b, int64_t depth, V start0, V start1) {
-    V s[rows][2];
+  inline void start(V start0, V start1) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) s[r][0] = start0, s[r][1] = start1;
+    for (int r = 0; r < rows; ++r) sum[r][0] = start0, sum[r][1] = start1;
+  }
+
+  inline void load(const T* packed) {  // [rows, columns]
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      sum[r][0] = S::load(packed + r * columns), sum[r][1] = S::load(packed + r * columns + S::lanes);
+    }
+  }
+
+  inline void store(T* packed) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      S::store(packed + r * columns, sum[r][0]), S::store(packed + r * columns + S::lanes, sum[r][1]);
+    }
+  }
+
+  // sum[r][c] += sum_k a[k, r] * b[k, c]; a is [depth, rows], b is [depth, columns], both packed
+  inline void multiply(const T* __restrict a, const T* __restrict b, int64_t depth) {
+    V s[rows][2];  // a copy that the compiler keeps in registers
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
     for (int64_t k = 0; k < depth; ++k) {
       const V b0 = S::load(b), b1 = S::load(b + S::lanes);
 #pragma GCC unroll 16
