@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## the main job: students turn into teachers; ends with a rep
 	$(BIN)/fastspec demo
 
 test: lint ## every test that needs no GPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED) ## ruff, mypy, clang-format
 	$(BIN)/ruff check --quiet .

@@ -49,12 +49,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _speeds(result: Entry) -> str:
     families = list(result["geometric_means"])
-    header = ["samples x inputs, teacher x student", "fastspec ms", "of sgemm", "of floor", "error of rho"]
+    error_of = result.get("error_of", "rho")
+    axes = result.get("axes", "samples x inputs, teacher x student")
+    header = [axes, "fastspec ms", "of sgemm", "of floor", f"error of {error_of}"]
     rows = []
     for case in result["cases"]:
         ours = case["peers"]["fastspec"]
         row = [case["label"], _milliseconds(ours), _percent(ours.get("of_matrix_rate")), _percent(ours.get("of_floor"))]
-        row.append(f"{ours['error']['rho']:.0e}" if "error" in ours else "wrong")
+        row.append(f"{ours['error'][error_of]:.0e}" if "error" in ours else "wrong")
         rows.append([*row, *(_ratio(case, case["best"][name]) for name in families)])
     means = ["-" if mean is None else f"{mean:.2f}x" for mean in result["geometric_means"].values()]
     rows.append(["geometric mean", "", "", "", "", *means])

@@ -4,10 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "fastspec/moments.h"
 
@@ -34,13 +32,20 @@ void check_alike(const Tensor& tensor, const Tensor& first) {
   STD_TORCH_CHECK(tensor.is_cpu() && first.is_cpu(), "fastspec: tensors must lie on one device");
 }
 
+struct Sizes {  // of an output: at most [networks, nodes, nodes]
+  int64_t size[3];
+  int64_t axes;
+};
+
 // An uninitialised CPU tensor. By the C shim: new_empty of the C++ layer costs a boxed call more, ten times an op.
-Tensor empty(const std::vector<int64_t>& sizes, int32_t type) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t axis = sizes.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * (sizes[axis] ? sizes[axis] : 1);
+Tensor empty(const Sizes& sizes, int32_t type) {
+  int64_t strides[3] = {1, 1, 1};
+  for (int64_t axis = sizes.axes - 1; axis > 0; --axis) {
+    strides[axis - 1] = strides[axis] * (sizes.size[axis] ? sizes.size[axis] : 1);
+  }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.axes, sizes.size, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -88,15 +93,12 @@ void run_parts(int parts, void (*body)(void*, int), void* context) {
 // Allocates the outputs, runs the pass, returns them.
 Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivation) {
   const int64_t networks = problem.student.networks, m = problem.teacher.nodes, n = problem.student.nodes;
-  const auto with = [&](std::vector<int64_t> sizes) {
-    if (population) sizes.insert(sizes.begin(), networks);
-    return sizes;
-  };
+  const Sizes teacher{{m}, 1}, none{{0}, 1};
+  const Sizes student = population ? Sizes{{networks, n}, 2} : Sizes{{n}, 1};
+  const Sizes cross = population ? Sizes{{networks, m, n}, 3} : Sizes{{m, n}, 2};
   const int32_t f64 = aoti_torch_dtype_float64(), i64 = aoti_torch_dtype_int64();
-  Moments out{empty({m}, f64),          empty(with({n}), f64),
-              empty({m}, f64),          empty(with({n}), f64),
-              empty(with({m, n}), f64), empty({m}, i64),
-              empty(with({n}), i64),    empty(coactivation ? with({m, n}) : std::vector<int64_t>{0}, i64)};
+  Moments out{empty(teacher, f64), empty(student, f64), empty(teacher, f64), empty(student, f64),
+              empty(cross, f64),   empty(teacher, i64), empty(student, i64), empty(coactivation ? cross : none, i64)};
   const auto f64_ptr = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
   const auto i64_ptr = [](const Tensor& t) { return static_cast<int64_t*>(t.data_ptr()); };
   problem.teacher_mean = f64_ptr(std::get<0>(out)), problem.student_mean = f64_ptr(std::get<1>(out));
@@ -157,10 +159,10 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
                       (!own_inputs || (population && student_input.size(0) == student_weight.size(0))),
                   "fastspec::layer_moments: teacher and student differ in samples or networks");
   const int64_t n = problem.student.nodes;
-  const std::vector<int64_t> none{0}, shared{problem.samples, n}, own{problem.student.networks, problem.samples, n};
+  const Sizes none{{0}, 1}, shared{{problem.samples, n}, 2}, own{{problem.student.networks, problem.samples, n}, 3};
   int32_t type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(teacher_input.get(), &type));
-  Tensor teacher = empty(activations ? std::vector<int64_t>{problem.samples, problem.teacher.nodes} : none, type);
+  Tensor teacher = empty(activations ? Sizes{{problem.samples, problem.teacher.nodes}, 2} : none, type);
   Tensor student = empty(!activations ? none : population ? own : shared, type);
   if (activations) problem.teacher.activation = teacher.data_ptr(), problem.student.activation = student.data_ptr();
   return std::tuple_cat(run(problem, population, coactivation), std::tuple(teacher, student));

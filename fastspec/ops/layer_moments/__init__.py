@@ -48,7 +48,8 @@ _STUDENT = ("student_input", "student_weight", "student_bias"), (2, 3)
 _INPUT, _WEIGHT, _BIAS = "[*networks, samples, inputs]", "[*networks, nodes, inputs]", "[*networks, nodes]"
 
 
-def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, w: Tensor, b: Tensor | None) -> None:
+def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, w: Tensor, b: Tensor | None) -> int:
+    """The side's number of samples."""
     check_tensor(names[0], x, ranks, _INPUT)
     check_tensor(names[1], w, ranks, _WEIGHT)
     inputs, weights = x.shape, w.shape
@@ -60,6 +61,7 @@ def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, 
         check_tensor(names[2], b, (len(weights) - 1,), _BIAS)
         if b.shape != weights[:-1]:
             refuse(names[2], shape(b), f"shape {list(weights[:-1])}, the nodes of {names[1]}")
+    return inputs[-2]
 
 
 def layer_moments(
@@ -82,8 +84,8 @@ def layer_moments(
     Returns `Moments`, and with `activations=True` the activations ([N, m], [*P, N, n]) as input of the next layer.
     Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or slopes.
     """
-    _check_side(*_TEACHER, teacher_input, teacher_weight, teacher_bias)
-    _check_side(*_STUDENT, student_input, student_weight, student_bias)
+    samples = _check_side(*_TEACHER, teacher_input, teacher_weight, teacher_bias)
+    student_samples = _check_side(*_STUDENT, student_input, student_weight, student_bias)
     check_same_kind(
         teacher_input=teacher_input,
         teacher_weight=teacher_weight,
@@ -92,7 +94,7 @@ def layer_moments(
         student_weight=student_weight,
         student_bias=student_bias,
     )
-    if student_input.shape[-2] != teacher_input.shape[0]:
+    if student_samples != samples:
         refuse("student_input", shape(student_input), f"the samples of teacher_input, {shape(teacher_input)}")
     check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
     out = _op(
