@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fastspec.ops.checks import check_same_kind, refuse
+from fastspec.ops.checks import check_same_kind, refuse, shape
 from fastspec.relu_network import ReluNetwork
 
 Layers: TypeAlias = "Mapping[str, str] | Sequence[str | tuple[str, str]]"
@@ -83,7 +83,7 @@ class HookTap:
 
     def __call__(self, x: Tensor) -> Hidden:
         self._seen.clear()
-        output = self.network(x)
+        output = forward(self.side, self.network, x)
         missing = [name for name in self._modules if name not in self._seen]
         if missing:
             refuse(
@@ -162,6 +162,14 @@ def check_placement(place: str, x: Tensor, **networks: nn.Module) -> None:
             continue
         like = x if x.is_floating_point() else x.to(weights[0].dtype)
         check_same_kind(**{side: weights[0], place: like})
+
+
+def forward(side: str, network: nn.Module, x: Tensor) -> Any:
+    """The output of any module; torch's errors about inputs that do not fit name the network and the inputs."""
+    try:
+        return network(x)
+    except RuntimeError as error:
+        refuse(side, f"inputs of {shape(x)} and {x.dtype}, where it fails ({error})", "inputs it can take", type(error))
 
 
 def _default_tap(side: str, network: nn.Module) -> Tap:

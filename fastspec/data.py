@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastspec.image_files import read_cifar10, read_idx
 from fastspec.networks import MLP
-from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
+from fastspec.ops.checks import check_finite, check_floating, check_integer, check_real, check_tensor, refuse, shape
 from fastspec.randomness import generator
-from fastspec.relu_network import check_widths
+from fastspec.relu_network import check_layer, check_widths
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # per channel, over the training images
 
@@ -87,7 +87,7 @@ def teacher_boundary(
     check_real("std", std, "a finite positive number", math.ulp(0.0))
     check_real("mean", mean, "a finite number")
     check_real("sigma", sigma, "a finite number of at least 0", 0.0)
-    weight, bias = teacher.folded()[0]
+    weight, bias = check_layer("teacher's first layer", teacher.folded()[0])
     dead = (weight == 0).all(dim=1).nonzero().flatten().tolist()
     if dead:
         refuse("teacher", f"first-layer nodes {dead} with all weights 0", "nodes that have a boundary")
@@ -130,12 +130,12 @@ def digits(*, held_out: float = 0.25, seed: int = 0, dtype: torch.dtype | None =
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, x [N, 64], split with equal shares of every digit.
 
     Pixels are shifted and scaled by the mean and standard deviation of all pixels of the training samples.
-    held_out: the share held out from training, in (0, 1).
+    held_out: the share held out from training, in [.01, .99].
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    check_real("held_out", held_out, "a number above 0 and below 1", math.ulp(0.0), 1 - 2**-53)
+    check_real("held_out", held_out, "a number from 0.01 to 0.99", 0.01, 0.99)  # every digit on both sides
     check_integer("seed", seed, 0, 2**32 - 1)
     pixels, labels = load_digits(return_X_y=True)
     parts = train_test_split(pixels, labels, test_size=held_out, random_state=seed, stratify=labels)
@@ -198,7 +198,9 @@ def _sample_shape(n: int, d: int | Sequence[int]) -> list[int]:
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:
-    return dtype or torch.get_default_dtype()
+    dtype = dtype or torch.get_default_dtype()
+    check_floating("dtype", dtype)
+    return dtype
 
 
 def _idx_file(folder: str | os.PathLike, name: str) -> Path:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fastspec.initialization import Rule, WeightLayer, initialize_
-from fastspec.ops.checks import check_integer, check_real, check_same_kind, refuse, shape
+from fastspec.ops.checks import check_floating, check_integer, check_real, check_same_kind, refuse, shape
 from fastspec.randomness import generator
-from fastspec.relu_network import BatchNorm, ReluNetwork, check_weight, check_widths, norms_for
+from fastspec.relu_network import BatchNorm, Layer, ReluNetwork, check_layer, check_widths, norms_for
 
-Layer = tuple[Tensor, Tensor | None]  # weight [out, in] and bias [out]
 AnyNetwork = TypeVar("AnyNetwork", "MLP", "ConvNet")
 
 
@@ -44,10 +43,12 @@ class MLP(ReluNetwork):
         super().__init__(negative_slope, batch_norm)
         self.widths = check_widths("widths", widths, at_least=2)
         self.input_shape = (self.widths[0],)
+        if not isinstance(bias, (bool, Sequence)):
+            refuse("bias", repr(bias), "True, False, or one of them for each linear layer", TypeError)
         biases = [bias] * (len(widths) - 1) if isinstance(bias, bool) else list(bias)
         if len(biases) != len(widths) - 1:
             refuse("bias", f"{len(biases)} values", f"one value, or one for each of {len(widths) - 1} linear layers")
-        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        factory = _factory(dtype, device)
         sizes = zip(pairwise(self.widths), biases, strict=True)
         self.linears = nn.ModuleList(_empty(nn.Linear, i, o, bias=b, **factory) for (i, o), b in sizes)
         self.norms = norms_for(nn.BatchNorm1d, batch_norm, self.widths[1:-1], **factory)
@@ -62,8 +63,8 @@ class MLP(ReluNetwork):
         """
         if not layers:
             refuse("layers", "an empty sequence", "at least one (weight, bias or None)")
-        for i, (weight, bias) in enumerate(layers):
-            check_weight(f"layers[{i}]", weight, bias)
+        for i, layer in enumerate(layers):
+            weight, bias = check_layer(f"layers[{i}]", layer)
             first = layers[0][0]
             check_same_kind(**{"layers[0] weight": first, f"layers[{i}] weight": weight, f"layers[{i}] bias": bias})
             below = layers[i - 1][0] if i else weight.T
@@ -151,7 +152,7 @@ class ConvNet(ReluNetwork):
             takes = f"height and width of at least {1 + shrink} for {len(self.channels)} layers with kernel {kernel}"
             refuse("input_shape", repr(self.input_shape), takes)
         self.outputs, self.kernel, self.padding = outputs, kernel, padding
-        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        factory = _factory(dtype, device)
         self.convs = nn.ModuleList(
             _empty(nn.Conv2d, i, o, kernel, padding=padding, bias=bias, **factory)
             for i, o in pairwise([depth, *self.channels])
@@ -226,6 +227,12 @@ def student_like(
     source = generator(seed, "student")
     initialize_(student.layers, teacher.layers, rule=init, generator=source, std=std, scale=scale)
     return student
+
+
+def _factory(dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Any]:
+    if dtype is not None:
+        check_floating("dtype", dtype)
+    return {"dtype": dtype, "device": device}
 
 
 def _empty(

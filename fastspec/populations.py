@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastspec.ops.checks import check_finite, check_integer, check_same_kind, check_tensor, refuse, shape
+from fastspec.networks import MLP
+from fastspec.ops.checks import (
+    check_finite,
+    check_integer,
+    check_real,
+    check_same_kind,
+    check_tensor,
+    refuse,
+    shape,
+)
 from fastspec.ops.two_layer_sgd import Packed
 from fastspec.randomness import SEEDS, generator
 from fastspec.tensor_files import load_tensors, save_tensors
@@ -43,26 +53,25 @@ class Population:
         self.labels = dict(labels or {})
 
     @staticmethod
-    def two_layer(
-        teacher: torch.nn.Module, *, multi: Sequence[int], seeds: Sequence[int], std: float = 0.005
-    ) -> Population:
+    def two_layer(teacher: MLP, *, multi: Sequence[int], seeds: Sequence[int], std: float = 0.005) -> Population:
         """One student for every (multi, seed), multi outermost, with `multi` x the teacher's hidden nodes.
 
         All weights are N(0, std^2), biases 0 (Student Specialization, Tian, ICML 2020). A student's weights come from
         a generator seeded by its seed alone. teacher: an `MLP` with one hidden layer; its dtype and device are taken.
         labels: `multi` and `seed`.
         """
-        layers = teacher.weights()  # type: ignore[operator]
+        if not isinstance(teacher, MLP):
+            refuse("teacher", type(teacher).__name__, "an MLP with one hidden layer", TypeError)
+        layers = teacher.weights()
         if len(layers) != 2:
-            refuse("teacher", f"{len(layers) - 1} hidden layers", "a network with one hidden layer")
+            refuse("teacher", f"{len(layers) - 1} hidden layers", "an MLP with one hidden layer")
         (w1, _), (w2, _) = layers
         for name, values, low in (("multi", multi, 1), ("seeds", seeds, 0)):
-            if len(values) == 0:
-                refuse(name, repr(values), "one or more integers")
+            if not isinstance(values, Sequence) or len(values) == 0:
+                refuse(name, repr(values), "a sequence of one or more integers")
             for value in values:
                 check_integer(name, value, low, SEEDS - 1)
-        if not std > 0:
-            refuse("std", repr(std), "a number > 0")
+        check_real("std", std, "a finite positive number", math.ulp(0.0))
         students: list[Layers] = []
         labels: dict[str, list[int]] = {"multi": [], "seed": []}
         for factor in multi:
@@ -82,6 +91,8 @@ class Population:
 
         float32 or float64. Raises ValueError or TypeError for whatever does not fit, NaN and infinity included.
         """
+        if not isinstance(students, Sequence):
+            refuse("students", type(students).__name__, "a sequence of [(w1, b1), (w2, b2)]", TypeError)
         if len(students) == 0:
             refuse("students", "no students", "one or more")
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -89,9 +100,15 @@ class Population:
             name = f"students[{k}]"
             if len(layers) != 2:
                 refuse(name, f"{len(layers)} layers", "[(w1, b1), (w2, b2)]")
+            for i, layer in enumerate(layers, 1):
+                if not (isinstance(layer, (tuple, list)) and len(layer) == 2):
+                    refuse(f"{name} layer {i}", type(layer).__name__, f"a pair (w{i}, b{i} or None)", TypeError)
             (w1, b1), (w2, b2) = layers
             check_tensor(f"{name} w1", w1, (2,), "[nodes, inputs]")
             check_tensor(f"{name} w2", w2, (2,), "[outputs, nodes]")
+            for i, bias in ((1, b1), (2, b2)):
+                if bias is not None:
+                    check_tensor(f"{name} b{i}", bias, (1,), "[nodes]" if i == 1 else "[outputs]")
             b1 = w1.new_zeros(w1.shape[0]) if b1 is None else b1
             b2 = w2.new_zeros(w2.shape[0]) if b2 is None else b2
             first = parts[0] if parts else (w1, b1, w2.mT, b2)
@@ -187,5 +204,8 @@ class Population:
     def load(cls, path: str | os.PathLike) -> Population:
         """Read what `save` wrote; ValueError for a truncated or foreign file, FileNotFoundError for none."""
         tensors, metadata = load_tensors(path, "Population")
-        packed = Packed(*(tensors[name] for name in Packed._fields))
-        return cls(packed, tensors["offsets"], json.loads(metadata["labels"]))
+        try:
+            packed = Packed(*(tensors[name] for name in Packed._fields))
+            return cls(packed, tensors["offsets"], json.loads(metadata["labels"]))
+        except (LookupError, ValueError) as error:
+            refuse(f"path {os.fspath(path)!r}", f"a damaged file ({error})", "a fastspec Population file")

@@ -7,14 +7,24 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastspec.initialization import WeightLayer, default_
-from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
+from fastspec.ops.checks import (
+    check_finite,
+    check_integer,
+    check_real,
+    check_same_kind,
+    check_tensor,
+    refuse,
+    shape,
+)
 from fastspec.randomness import generator
 from fastspec.tensor_files import load_tensors, save_tensors
 
+Layer = tuple[Tensor, Tensor | None]  # weight [out, in] and bias [out]
 BatchNorm = Literal["before", "after"]
 Network = TypeVar("Network", bound="ReluNetwork")
 
@@ -59,6 +69,9 @@ class ReluNetwork(nn.Module):
         check_tensor("x", x, (1 + len(self.input_shape),), layout)
         if x.shape[1:] != self.input_shape:
             refuse("x", shape(x), f"{layout}, the inputs of the network")
+        weight = self.layers[0].weight
+        if x.device != weight.device or not torch.is_autocast_enabled(x.device.type):  # which casts inputs itself
+            check_same_kind(weights=weight, x=x)
         activations = []
         for i, layer in enumerate(self.layers[:-1]):
             x = layer(x)
@@ -114,16 +127,20 @@ def check_widths(argument: str, widths: Sequence[int], at_least: int) -> list[in
     return list(widths)
 
 
-def check_weight(argument: str, weight: Tensor, bias: Tensor | None) -> None:
-    """Check a linear layer: weight [out, in] and bias [out] or None, finite, of one size."""
+def check_layer(argument: str, layer: object) -> Layer:
+    """`layer`, checked to be a linear one: weight [out, in] and bias [out] or None, finite, of one size."""
+    if not (isinstance(layer, (tuple, list)) and len(layer) == 2):
+        refuse(argument, type(layer).__name__, "a pair (weight, bias or None)", TypeError)
+    weight, bias = layer
     check_tensor(f"{argument} weight", weight, (2,), "[out, in]")
     check_finite(f"{argument} weight", weight)
     if bias is None:
-        return
+        return weight, None
     check_tensor(f"{argument} bias", bias, (1,), "[out]")
     check_finite(f"{argument} bias", bias)
     if len(bias) != len(weight):
         refuse(f"{argument} bias", shape(bias), f"shape [{len(weight)}], the rows of its weight")
+    return weight, bias
 
 
 def norms_for(kind: type[nn.Module], batch_norm: BatchNorm | None, widths: Sequence[int], **factory) -> nn.ModuleList:

@@ -32,6 +32,12 @@ def check_tensor(argument: str, value: object, ranks: Sequence[int], layout: str
         refuse(argument, shape(value), layout)
 
 
+def check_floating(argument: str, dtype: object) -> None:
+    """Check that `dtype` is one that weights and data may have."""
+    if dtype not in FLOATING:
+        refuse(argument, f"{dtype}", "float64, float32, float16 or bfloat16", TypeError)
+
+
 def check_same_kind(**tensors: Tensor | None) -> None:
     """Check that all tensors share dtype and device with the first."""
     dtype = device = None

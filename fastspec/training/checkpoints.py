@@ -58,7 +58,11 @@ def load_state(path: str | os.PathLike, fingerprint: Mapping[str, object], devic
     if not Path(path).exists():
         return None
     tensors, metadata = load_tensors(path, KIND)
-    theirs, ours = json.loads(metadata["fingerprint"]), json.loads(json.dumps(fingerprint))
+    try:
+        theirs, step = json.loads(metadata["fingerprint"]), int(metadata["step"])
+    except (LookupError, ValueError) as error:
+        refuse(f"path {os.fspath(path)!r}", f"a damaged file ({error})", f"a fastspec {KIND} file")
+    ours = json.loads(json.dumps(fingerprint))
     different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if different:
         got = f"{os.fspath(path)!r}, of a run with other {', '.join(different)}"
@@ -69,7 +73,7 @@ def load_state(path: str | os.PathLike, fingerprint: Mapping[str, object], devic
 
     steps = {int(name.split(".")[0].split()[1]) for name in tensors if name.startswith("snapshot ")}
     return State(
-        int(metadata["step"]),
+        step,
         packed("weights"),
         packed("buffers") if "buffers.w1" in tensors else None,
         tensors["diverged_step"].to(device),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fastspec.adapters import check_placement, evaluation_mode, forward
 from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
 from fastspec.populations import Population
 
@@ -18,16 +19,19 @@ def targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor
     check_tensor("x", x, (2,), "[samples, inputs]")
     if len(x) == 0:
         refuse("x", shape(x), "one sample or more")
-    check_finite("x", x)
     if x.dtype != students.w1.dtype or x.device != students.w1.device:
         refuse("x", f"{x.dtype} on {x.device}", f"the students' {students.w1.dtype} on {students.w1.device}", TypeError)
     if x.shape[1] != students.w1.shape[1]:
         refuse("x", shape(x), f"[samples, {students.w1.shape[1]}], the inputs of the students")
+    check_finite("x", x)
+    if not isinstance(teacher, torch.nn.Module):
+        refuse("teacher", type(teacher).__name__, "a Module", TypeError)
+    check_placement("x", x, teacher=teacher)
     teacher_inputs = getattr(teacher, "widths", [x.shape[1]])[0]
     if teacher_inputs != x.shape[1]:
         refuse("teacher", f"{teacher_inputs} inputs", f"the {x.shape[1]} inputs of x")
-    with torch.no_grad():
-        y = torch.cat([teacher(part) for part in x.split(65536)])
+    with torch.no_grad(), evaluation_mode(teacher):
+        y = torch.cat([forward("teacher", teacher, part) for part in x.split(65536)])
     if y.dim() != 2 or y.shape[1] != students.b2.shape[1]:
         refuse("teacher", f"outputs of {shape(y)}", f"[samples, {students.b2.shape[1]}], the outputs of the students")
     check_finite("teacher outputs", y)
@@ -42,9 +46,12 @@ def default_seeds(students: Population) -> Sequence[int]:
 def per_student(argument: str, value: object, students: int, dtype: torch.dtype) -> Tensor:
     """One number, or one per student -> [P]."""
     try:
-        table = torch.as_tensor(value if isinstance(value, (Tensor, float, int)) else list(value), dtype=dtype)  # type: ignore[call-overload]
+        values = value if isinstance(value, (Tensor, float, int)) else list(value)  # type: ignore[call-overload]
+        table = torch.as_tensor(values, dtype=None if dtype == torch.int64 else dtype)
     except (TypeError, ValueError, RuntimeError):
         refuse(argument, repr(value), f"numbers, one for each of the {students} students", TypeError)
+    if dtype == torch.int64 and table.dtype != dtype:
+        refuse(argument, repr(value), f"integers, one for each of the {students} students", TypeError)
     if table.shape not in ((), (students,)):
         refuse(argument, shape(table), f"one number for all, or [{students}]")
     if dtype == torch.float64:
@@ -59,7 +66,10 @@ def multipliers_of(schedule: object, steps: int) -> Tensor | None:
     if schedule is None:
         return None
     factors = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
-    table = torch.as_tensor(factors, dtype=torch.float64)
+    try:
+        table = torch.as_tensor(factors, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        refuse("schedule", repr(schedule), f"{steps} numbers, or a function of the step that gives one", TypeError)
     if table.shape != (steps,):
         refuse("schedule", shape(table), f"[{steps}], one factor per step")
     check_finite("schedule", table)
@@ -70,6 +80,8 @@ def multipliers_of(schedule: object, steps: int) -> Tensor | None:
 
 def snapshot_steps(snapshots: Iterable[int], steps: int) -> set[int]:
     """The distinct steps, each in [0, steps]."""
+    if not isinstance(snapshots, Iterable):
+        refuse("snapshots", repr(snapshots), "numbers of steps", TypeError)
     stops = list(snapshots)
     for step in stops:
         check_integer("snapshots", step, 0, steps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastspec.adapters import check_placement, evaluation_mode, forward
 from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
 from fastspec.randomness import generator
 
@@ -43,7 +44,7 @@ def train_supervised(
     (step, steps) now and then.
     The same seed on the same machine gives the same bits. Raises ValueError or TypeError naming the argument.
     """
-    _check_data(x, target)
+    _check_data(network, x, target)
     for name, count, low in (("steps", steps, 0), ("batch_size", batch_size, 1)):
         check_integer(name, count, low)
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("input_noise", input_noise)):
@@ -53,7 +54,7 @@ def train_supervised(
         check_integer("snapshots", stop, 0, steps)
     draw = generator(seed, "supervised training")
     network.train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, foreach=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     for step in range(steps + 1):
         if step in stops and on_snapshot is not None:
             on_snapshot(step)
@@ -78,20 +79,37 @@ def train_supervised(
 def _loss(network: nn.Module, batch: Tensor, target: Tensor | nn.Module, rows: Tensor) -> Tensor:
     if isinstance(target, Tensor):
         return F.cross_entropy(network(batch), target[rows])
-    with torch.no_grad():
+    with torch.no_grad(), evaluation_mode(target):
         answer = target(batch)
     return (network(batch) - answer).square().sum(1).mean() / 2
 
 
-def _check_data(x: Tensor, target: Tensor | nn.Module) -> None:
+def _check_data(network: nn.Module, x: Tensor, target: Tensor | nn.Module) -> None:
+    if not isinstance(network, nn.Module):
+        refuse("network", type(network).__name__, "a Module", TypeError)
     check_tensor("x", x, (2,), "[samples, inputs]")
     if len(x) == 0:
         refuse("x", shape(x), "one sample or more")
     check_finite("x", x)
+    check_placement("x", x, network=network)
+    outputs = _one_output("network", network, x)
     if isinstance(target, nn.Module):
+        check_placement("x", x, target=target)
+        answers = _one_output("target", target, x)
+        if answers.shape != outputs.shape:
+            refuse("target", f"{answers.shape[1]} outputs", f"a teacher with the {outputs.shape[1]} of the network")
         return
     if not isinstance(target, Tensor) or target.dtype != torch.int64:
         got = f"dtype {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
         refuse("target", got, "int64 labels [samples], or a teacher module", TypeError)
     if target.shape != (len(x),):
         refuse("target", shape(target), f"[{len(x)}], one label for each sample of x")
+    low, high = (int(label) for label in target.aminmax())
+    if low < 0 or high >= outputs.shape[1]:
+        refuse("target", f"labels from {low} to {high}", f"labels in [0, {outputs.shape[1]}), the network's outputs")
+
+
+@torch.no_grad()
+def _one_output(side: str, network: nn.Module, x: Tensor) -> Tensor:
+    with evaluation_mode(network):
+        return forward(side, network, x[:1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastspec.ops.checks import check_integer, refuse
-from fastspec.ops.two_layer_sgd import Packed, check_indices, two_layer_sgd
+from fastspec.ops.two_layer_sgd import Packed, check_indices, check_rule, two_layer_sgd
 from fastspec.populations import Population
 from fastspec.progress import Progress
 from fastspec.training.checkpoints import State, digest, load_state, save_state
@@ -102,6 +102,7 @@ def train_two_layer(
         loss_limit = LIMIT * float(y.double().square().sum(1).mean() / 2) or math.inf
     if negative_slope is None:
         negative_slope = float(getattr(teacher, "negative_slope", 0.0))
+    check_rule(momentum, weight_decay, negative_slope, loss_limit)
     rates = per_student("lr", lr, len(students), torch.float64).to(x.device)
     streams = per_student("seeds", default_seeds(students) if seeds is None else seeds, len(students), torch.int64)
     multipliers = multipliers_of(schedule, steps)
@@ -128,6 +129,10 @@ def train_two_layer(
             refuse(
                 "steps", steps, f"at least {state.step}, the steps already made in checkpoint {os.fspath(checkpoint)!r}"
             )
+        lost = {step for step in stops if 0 < step <= state.step} - state.snapshots.keys()
+        if lost and on_snapshot is None:
+            takes = f"later steps than {state.step}, or those that checkpoint {os.fspath(checkpoint)!r} kept"
+            refuse("snapshots", sorted(lost), takes)
 
     offsets, streams = students.offsets.to(x.device), streams.to(x.device)
 

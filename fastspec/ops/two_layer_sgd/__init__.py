@@ -124,6 +124,15 @@ def _check_offsets(offsets: Tensor, nodes: int) -> None:
         )
 
 
+def check_rule(momentum: float, weight_decay: float, negative_slope: float, loss_limit: float) -> None:
+    """Check the hyper-parameters that all students share."""
+    check_real("momentum", momentum, "a number in [0, 1]", 0.0, 1.0)
+    check_real("weight_decay", weight_decay, "a finite number >= 0", 0.0)
+    check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
+    if not (isinstance(loss_limit, (int, float)) and loss_limit > 0):
+        refuse("loss_limit", repr(loss_limit), "a number > 0, inf for none")
+
+
 def two_layer_sgd(
     x: Tensor,
     y: Tensor,
@@ -199,11 +208,7 @@ def two_layer_sgd(
         _check_table("multipliers", multipliers, torch.float64, (steps,), x.device)
     if indices is not None:
         check_indices(indices, students, steps, len(x), x.device)
-    check_real("momentum", momentum, "a number in [0, 1]", 0.0, 1.0)
-    check_real("weight_decay", weight_decay, "a finite number >= 0", 0.0)
-    check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
-    if not (isinstance(loss_limit, (int, float)) and loss_limit > 0):
-        refuse("loss_limit", repr(loss_limit), "a number > 0, inf for none")
+    check_rule(momentum, weight_decay, negative_slope, loss_limit)
     if not torch.compiler.is_compiling():
         for name, tensor in (("x", x), ("y", y), ("lr", lr), ("multipliers", multipliers)):
             if tensor is not None:
