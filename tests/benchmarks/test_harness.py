@@ -14,6 +14,7 @@ from benchmarks.compare import Case, Peer
 from benchmarks.harness import Options, Timing
 from benchmarks.ops import cross_moments, layer_moments
 from benchmarks.peers import LayerPair
+from fastspec.ops import library
 
 SHAPE = (700, 6, 5, 9)
 PEERS = {
@@ -73,7 +74,9 @@ def test_peers_of_cross_moments_pass_the_gate(shape, call):
     case = cross_moments.case(shape, Options())
     function = getattr(cross_moments, call)
     result = function(case.copies[0], 256) if call == "chunked" else function(case.copies[0])
-    assert gate.check(call, result, case.truth, case.samples)["rho"] > 0
+    rho = gate.check(call, result, case.truth, case.samples)["rho"]
+    exact = call == "fastspec" and library.native_error() is not None  # then the op is the specification itself
+    assert (rho == 0) == exact
 
 
 def test_ours_is_held_to_the_contract_and_peers_to_plain_float32(case):

@@ -41,9 +41,8 @@ def layer_moments(
         sums.add(t, s)
         if activations:
             kept.append((t.to(teacher_input.dtype), s.to(teacher_input.dtype)))
-    empty = teacher_input.new_empty(0)
     if not activations:
-        return *sums.finish(), empty, empty
+        return *sums.finish(), teacher_input.new_empty(0), teacher_input.new_empty(0)
     if not kept:
         n = len(teacher_input)
         shape = (*student_weight.shape[:-2], n, student_weight.shape[-2])
