@@ -13,7 +13,7 @@ import torch
 
 from fastspec.ops import library
 
-LABORATORY = ("tyro", "rich", "matplotlib", "xarray", "h5netcdf", "safetensors", "scipy", "scikit-learn")
+LABORATORY = ("tyro", "rich", "matplotlib", "xarray", "h5netcdf", "h5py", "safetensors", "scipy", "scikit-learn")
 
 
 def version() -> str:

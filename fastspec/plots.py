@@ -44,26 +44,27 @@ STYLE: dict[Any, Any] = {
 def l_shape(results: xr.Dataset, threshold: float = 0.95) -> Figure:
     """Fan-out of every student node against its largest correlation, after training, all seeds in one panel.
 
-    results: of a two-layer run, one value of teacher_nodes; rows are strength decays, columns multiples.
+    results: of a two-layer run, one value of teacher_nodes; rows are strength decays, columns multiples. A constant
+    node has no correlation, and is only counted.
     """
     decays, multis = results.strength_decay.values, results.multi.values
-    with _panels(len(decays), len(multis), sharex=True, sharey="row") as (figure, axes):
+    lowest = float(results.max_correlation.min())
+    with _panels(len(decays), len(multis), width=1.95, height=2.0, sharex=True, sharey="row") as (figure, axes):
         for row, decay in enumerate(decays):
             for column, multi in enumerate(multis):
                 ax, picked = axes[row, column], results.sel(strength_decay=decay, multi=multi)
                 x, y = picked.max_correlation.values.ravel(), picked.fan_out.values.ravel()
-                known = np.isfinite(x) & np.isfinite(y)
-                matched = known & (x > threshold)
-                for chosen, colour in ((known & ~matched, "#8C8C8C"), (matched, PALETTE[1])):
+                nodes, matched = np.isfinite(y).sum(), x > threshold
+                for chosen, colour in ((~matched, "#8C8C8C"), (matched, PALETTE[1])):
                     ax.scatter(x[chosen], y[chosen], s=9, color=colour, alpha=0.45, linewidths=0)
                 ax.axvline(threshold, color="#404040", linewidth=0.7, linestyle=(0, (4, 3)))
                 ax.set_ylim(bottom=0)
-                ax.set_xlim(-0.05, 1.05)
-                _corner(ax, f"{matched.sum()} of {known.sum()} above {threshold:g}")
+                ax.set_xlim(min(-0.05, lowest - 0.05), 1.05)
+                _corner(ax, f"{matched.sum()} of {nodes} above {threshold:g}")
                 if row == 0:
                     ax.set_title(f"student {multi}× as wide")
                 if column == 0:
-                    ax.set_ylabel(f"strength decay {decay:g}\nfan-out norm of a student node")
+                    ax.set_ylabel(f"strength decay {decay:g}\nfan-out norm")
         figure.supxlabel("largest correlation of a student node with a teacher node", fontsize=9)
     return figure
 
@@ -75,7 +76,7 @@ def success_rate(results: xr.Dataset, threshold: float = 0.95, early: float = 0.
     """
     steps = [early_step(results, early), int(results.step[-1])]
     decays, success = results.strength_decay.values, (results.best_correlation > threshold).mean("seed")
-    with _panels(len(decays), 2, width=3.6, sharex=True, sharey=True) as (figure, axes):
+    with _panels(len(decays), 2, width=3.6, height=2.2, sharex=True, sharey=True) as (figure, axes):
         for row, decay in enumerate(decays):
             for column, step in enumerate(steps):
                 ax = axes[row, column]
@@ -106,7 +107,7 @@ def loss_curves(results: xr.Dataset) -> Figure:
             for i, multi in enumerate(results.multi.values):
                 m, s = (a.sel(strength_decay=decay, multi=multi) for a in (mean, std))
                 ax.fill_between(m.step, 10 ** (m - s), 10 ** (m + s), color=_look(i)["color"], alpha=0.15, linewidth=0)
-                ax.plot(m.step, 10**m, label=f"{multi}×", **_look(i))
+                ax.plot(m.step, 10**m, label=f"{multi}×", clip_on=False, **_look(i))
             ax.set(yscale="log", title=f"strength decay {decay:g}", xlabel="SGD steps")
             _step_axis(ax, results)
         axes[0, 0].set_ylabel("held-out loss, mean of ½‖teacher − student‖²")
@@ -117,14 +118,12 @@ def loss_curves(results: xr.Dataset) -> Figure:
 def coverage_curves(results: xr.Dataset, threshold: float = 0.95) -> Figure:
     """Share of teacher nodes covered against steps, mean over seeds, a panel for each decay."""
     decays = results.strength_decay.values
-    covered = (
-        (results.best_correlation > threshold).where(results.best_correlation.notnull().any("step")).mean("teacher")
-    )
+    covered = (results.best_correlation > threshold).mean(["teacher", "seed"])
     with _panels(1, len(decays), width=3.6, height=3.0, sharey=True) as (figure, axes):
         for ax, decay in zip(axes[0], decays, strict=True):
             for i, multi in enumerate(results.multi.values):
                 line = covered.sel(strength_decay=decay, multi=multi)
-                ax.plot(line.step, line.mean("seed"), label=f"{multi}×", clip_on=False, **_look(i))
+                ax.plot(line.step, line, label=f"{multi}×", clip_on=False, **_look(i))
             ax.set(title=f"strength decay {decay:g}", xlabel="SGD steps", ylim=(-0.03, 1.03))
             _step_axis(ax, results)
         axes[0, 0].set_ylabel(f"share of teacher nodes covered (> {threshold:g})")
@@ -134,13 +133,24 @@ def coverage_curves(results: xr.Dataset, threshold: float = 0.95) -> Figure:
 
 def layer_scores(results: xr.Dataset) -> Figure:
     """Layer score of every hidden layer against steps of a digits run, mean over seeds, a panel for each layer."""
-    return _layer_curves(results, results.layer_score.mean("seed"), "layer score on held-out images")
+    scores = results.layer_score.mean("seed")
+    with _panels(1, len(results.layer), width=2.7, height=3.0, sharey=True) as (figure, axes):
+        for ax, layer in zip(axes[0], results.layer.values, strict=True):
+            for i, multi in enumerate(results.multi.values):
+                line = scores.sel(layer=layer, multi=multi)
+                ax.plot(line.step, line, label=f"{multi}×", clip_on=False, **_look(i))
+            ax.set(title=f"hidden layer {layer}", xlabel="training steps")
+            _step_axis(ax, results)
+        axes[0, 0].set_ylim(top=1.01)
+        axes[0, 0].set_ylabel("layer score on held-out images")
+        _legend(figure, axes[0, 0], "student width")
+    return figure
 
 
 def sorted_matches(results: xr.Dataset, threshold: float = 0.95) -> Figure:
-    """Best correlation of every teacher node of a digits run, sorted, at the end; a panel for each layer."""
+    """Best correlation of every teacher node of a digits run at the end, mean over seeds, best first, by layer."""
     final = results.best_correlation.isel(step=-1).mean("seed")
-    with _panels(1, len(results.layer), width=2.7, height=3.0, sharey=True) as (figure, axes):
+    with _panels(1, len(results.layer), width=2.7, height=3.0, sharex=True, sharey=True) as (figure, axes):
         for ax, layer in zip(axes[0], results.layer.values, strict=True):
             for i, multi in enumerate(results.multi.values):
                 values = final.sel(layer=layer, multi=multi).values
@@ -160,31 +170,17 @@ def early_step(results: xr.Dataset, fraction: float) -> int:
     return int(steps[np.abs(steps - fraction * steps[-1]).argmin()])
 
 
-def _layer_curves(results: xr.Dataset, values: xr.DataArray, label: str) -> Figure:
-    with _panels(1, len(results.layer), width=2.7, height=3.0, sharey=True) as (figure, axes):
-        for ax, layer in zip(axes[0], results.layer.values, strict=True):
-            for i, multi in enumerate(results.multi.values):
-                line = values.sel(layer=layer, multi=multi)
-                ax.plot(line.step, line, label=f"{multi}×", **_look(i))
-            ax.set(title=f"hidden layer {layer}", xlabel="training steps")
-            _step_axis(ax, results)
-        axes[0, 0].set_ylim(top=1.01)
-        axes[0, 0].set_ylabel(label)
-        _legend(figure, axes[0, 0], "student width")
-    return figure
-
-
 @contextmanager
-def _panels(
-    rows: int, columns: int, *, width: float = 2.2, height: float = 2.2, **shared: Any
-) -> Iterator[tuple[Figure, Any]]:
+def _panels(rows: int, columns: int, *, width: float, height: float, **shared: Any) -> Iterator[tuple[Figure, Any]]:
     """A grid of axes [rows, columns] in this module's style, without a window."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns + 0.8, height * rows + 0.6), layout="constrained")
+        engine = ConstrainedLayoutEngine(w_pad=0.09)  # inches; tick labels of neighbours stay apart
+        figure = Figure(figsize=(width * columns + 0.8, height * rows + 0.6), layout=engine)
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
@@ -199,7 +195,7 @@ def _legend(figure: Figure, ax: Axes, title: str) -> None:
 
 
 def _corner(ax: Axes, text: str) -> None:
-    ax.text(0.04, 0.97, text, transform=ax.transAxes, va="top", color="#404040", fontsize=7.5)
+    ax.text(0.04, 0.97, text, transform=ax.transAxes, va="top", color="#404040", fontsize=8)
 
 
 def _integer_axis(ax: Axes, count: int) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastspec import plots
+from fastspec.atomic_files import write_atomically
 from fastspec.statistics import THRESHOLDS
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
             f"{students} students learned each teacher in one population, by {config['steps']:,} steps of SGD at "
             f"learning rate {config['lr']:g} and batches of {config['batch_size']}. A teacher node is covered when the "
             f"correlation of a student node with it, over {config['evaluation_samples']:,} held-out samples, is above "
-            f"{config['threshold']:g}. The fan-out of teacher node i is divided by (i + 1) to the strength decay."
+            f"{config['threshold']:g}. The fan-out of teacher node i, from 0, is divided by (i + 1) to the "
+            "power of the strength decay. The loss is the mean over held-out samples of ½‖teacher − student‖², in the "
+            "table its geometric mean over seeds."
         )
     )
     diverged = int((results.diverged_step >= 0).sum())
@@ -69,7 +73,7 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
             _coverage_table(picked, int(m), config["threshold"]),
             Picture(
                 f"{stem}coverage",
-                "Teacher nodes covered while students learn, mean over seeds.",
+                "Share of teacher nodes covered while students learn, mean over seeds.",
                 plots.coverage_curves(picked, config["threshold"]),
             ),
             Picture(
@@ -79,12 +83,13 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
             ),
             Picture(
                 f"{stem}l-shape",
-                "Student nodes of all seeds at the end. An L: nodes match a teacher node, or have little fan-out.",
+                "Student nodes of all seeds at the end; blue ones cover a teacher node. The figure is an L where "
+                "all others have little fan-out.",
                 plots.l_shape(picked, config["threshold"]),
             ),
             Picture(
                 f"{stem}loss",
-                "Loss on held-out samples: mean and standard deviation of its logarithm over seeds.",
+                "Loss on held-out samples: mean and standard deviation over seeds, of its logarithm.",
                 plots.loss_curves(picked),
             ),
         ]
@@ -99,21 +104,22 @@ def digits_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = ""
         Heading("Real data: students of a teacher of handwritten digits"),
         Text(
             f"The teacher ({nodes} hidden nodes) learned scikit-learn's digits from their labels: {_percent(accuracy)} "
-            f"right on held-out images, {_percent(training)} on training images. The students saw no label: they "
-            f"learned the teacher's logits, for {config['student_steps']:,} steps, at training images with Gaussian "
-            f"noise of {config['student_noise']:g} standard deviations of the pixels. Everything here is measured on "
+            f"right on the {_percent(config['held_out'])} of the images that were held out, "
+            f"{_percent(training)} on the others. The students saw no label: they learned the teacher's logits, for "
+            f"{config['student_steps']:,} steps, at training images with Gaussian noise of "
+            f"{config['student_noise']:g} standard deviations of the pixels. Everything here is measured on "
             "held-out images without noise."
         ),
         _accuracy_table(results, accuracy),
         _layer_table(results, config["hidden"]),
         Picture(
             f"{name}layer-scores",
-            "Layer score while training: mean over teacher nodes of the best correlation.",
+            "Layer score while students learn: the mean of the best correlation over the teacher nodes that vary.",
             plots.layer_scores(results),
         ),
         Picture(
             f"{name}matches",
-            "Best correlation of every teacher node, sorted; where a line crosses the dashed one is the coverage.",
+            "Best correlation of every teacher node that varies, best first; the dashed line is at 0.95.",
             plots.sorted_matches(results),
         ),
         *(_node_table(results, *layer) for layer in enumerate(config["hidden"], start=1)),
@@ -126,18 +132,16 @@ def provenance_table(provenance: Mapping[str, Any]) -> Table:
     return Table("Made with", ("what", "value"), rows, summary=False)
 
 
-def write_report(folder: str | os.PathLike, title: str, blocks: Iterable[Block], save: Callable) -> None:
-    """Write figures/*.png, report.md and report.html into `folder`.
-
-    save(path, write): makes a file appear whole or not at all, as `write(temporary path)` writes it.
-    """
+def write_report(folder: str | os.PathLike, title: str, blocks: Iterable[Block]) -> None:
+    """Write figures/*.png, report.md and report.html into `folder`."""
     root, blocks = Path(folder), list(blocks)
+    (root / "figures").mkdir(exist_ok=True)
     for block in blocks:
         if isinstance(block, Picture):
             path = root / "figures" / f"{block.name}.png"
-            save(path, lambda partial, figure=block.figure: figure.savefig(partial, format="png", dpi=160))
+            write_atomically(path, partial(block.figure.savefig, format="png", dpi=160))
     for name, text in (("report.md", _markdown(title, blocks)), ("report.html", _html(title, blocks, root))):
-        save(root / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+        write_atomically(root / name, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def _coverage_table(results: xr.Dataset, m: int, threshold: float) -> Table:
@@ -159,18 +163,19 @@ def _coverage_table(results: xr.Dataset, m: int, threshold: float) -> Table:
                     f"{10 ** float(np.log10(loss).mean()):.1e}",
                 ]
             )
-    columns = ("strength decay", "student", f"step {early:,}", "end", "all covered in", "loss")
-    return Table(f"Teacher nodes covered above {threshold:g}, of {m}: mean over seeds", columns, rows)
+    columns = ("decay", "student", f"after {early:,} steps", "at the end", "all covered in", "loss")
+    title = f"Teacher nodes covered above {threshold:g} (of {m}), mean over seeds; loss at the end"
+    return Table(title, columns, rows)
 
 
 def _accuracy_table(results: xr.Dataset, teacher: float) -> Table:
     final = results.isel(step=-1).mean("seed")
-    rows = [["teacher", _percent(teacher), "", ""]]
+    rows = [["teacher", _percent(teacher), "–", "–"]]
     for multi in results.multi.values:
         row = final.sel(multi=multi)
         shares = [_percent(float(row[name])) for name in ("accuracy", "agreement")]
         rows.append([f"student {multi}×", *shares, f"{float(row.loss):.3f}"])
-    return Table("Held-out images", ("network", "accuracy", "as the teacher says", "loss"), rows)
+    return Table("Held-out images", ("network", "right digit", "teacher's digit", "loss"), rows)
 
 
 def _layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
@@ -184,7 +189,7 @@ def _layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
             cells = [f"{float(one.layer_score.mean()):.3f}", *(f"{100 * share:.0f}%" for share in shares)]
             rows.append([str(layer), f"{multi}×", *cells, f"{nodes - constant}/{nodes}"])
     columns = ("layer", "student", "score", *(f">{threshold:g}" for threshold in THRESHOLDS), "varying")
-    title = "Hidden layers: score, share of teacher nodes covered, teacher nodes that vary"
+    title = "Hidden layers: layer score, teacher nodes covered, teacher nodes that vary"
     return Table(title, columns, rows)
 
 

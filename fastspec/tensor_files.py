@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastspec.atomic_files import write_atomically
 from fastspec.ops.checks import refuse
 
 VERSION = "1"
@@ -18,17 +19,10 @@ def save_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tenso
     """Write `tensors` to `path`, marked as the fastspec object `kind`; the file appears whole or not at all."""
     from safetensors.torch import save_file
 
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     # clones: safetensors refuses tensors that share storage
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    try:
-        save_file(plain, partial, metadata={**metadata, "fastspec": kind, "version": VERSION})
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    marks = {**metadata, "fastspec": kind, "version": VERSION}
+    write_atomically(path, lambda partial: save_file(plain, partial, metadata=marks))
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,20 +17,16 @@ Array = tuple[tuple[str, ...], float, str]  # dimensions, what fills it, what it
 
 
 def labelled(coordinates: Mapping[str, Sequence[float]], arrays: Mapping[str, Array]) -> xr.Dataset:
-    """A data set of filled arrays; an integer fills an array of integers."""
+    """A data set of filled arrays of float64, or of int64 where an integer fills them."""
     import xarray as xr
 
     sizes = {name: len(values) for name, values in coordinates.items()}
     variables: dict[str, Any] = {
-        name: (dims, np.full([sizes[dim] for dim in dims], fill, dtype=_dtype(fill)), {"long_name": text})
+        name: (dims, np.full([sizes[dim] for dim in dims], fill), {"long_name": text})
         for name, (dims, fill, text) in arrays.items()
     }
-    axes: dict[str, Any] = {name: np.array(values, dtype=_dtype(values[0])) for name, values in coordinates.items()}
+    axes: dict[str, Any] = {name: np.array(values) for name, values in coordinates.items()}
     return xr.Dataset(variables, axes)
-
-
-def _dtype(value: float) -> type:
-    return np.int32 if isinstance(value, int) else np.float64  # netCDF-3 has no integers of 64 bits
 
 
 def logarithmic_steps(steps: int, count: int) -> list[int]:

@@ -7,9 +7,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastspec import config
 from fastspec.experiments.console import Console
@@ -59,11 +60,11 @@ def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", ove
 
 
 def measure(
-    teacher: Positional[Path],
-    student: Positional[Path],
-    data: Positional[Path],
-    save: Path | None = None,
-    batch_size: int | None = None,
+    teacher: Annotated[Positional[Path], arg(metavar="TEACHER")],
+    student: Annotated[Positional[Path], arg(metavar="STUDENT")],
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    save: Annotated[Path | None, arg(metavar="PATH")] = None,
+    batch_size: Annotated[int | None, arg(metavar="INT")] = None,
 ) -> None:
     """Compare two saved networks on a data file, layer by layer.
 
@@ -84,7 +85,7 @@ def measure(
         found.save(save)
 
 
-def report(folder: Positional[Path]) -> None:
+def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:
     """Draw the figures and the report of a run again, from its saved results alone.
 
     Args:

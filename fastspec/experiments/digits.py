@@ -91,6 +91,7 @@ class Digits:
         """The steps at which students are measured."""
         return logarithmic_steps(self.student_steps, self.measurements)
 
+    @one_thread()
     def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
         """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
 
@@ -102,8 +103,8 @@ class Digits:
         if folder.finished:
             console.say(f"{folder.path}: finished before, nothing to do")
             return folder.results()
-        with console.interruptible(), one_thread():
-            splits = data.digits(held_out=self.held_out, seed=self.data_seed, dtype=torch.float32)
+        with console.interruptible():
+            splits = data.digits(held_out=self.held_out, seed=self.data_seed)
             teacher = self._teacher(folder, splits.train, console)
             results, weights = self._empty(), named("teacher", teacher)
             for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
@@ -114,14 +115,13 @@ class Digits:
                     for name, table in found.items():
                         results[name].loc[{"multi": multi, "seed": seed}] = table.numpy()
                     weights |= named(f"student x{multi} seed {seed}", student)
-        folder.finish(results, weights)
-        return results
+        return folder.finish(results, weights)
 
     def _teacher(self, folder: RunFolder, train: Samples, console: Console) -> MLP:
         done = folder.part("teacher.safetensors")
         if done.exists():
             return MLP.load(done)
-        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed, dtype=torch.float32)
+        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed)
         with console.stage("digits: the teacher learns labels") as advance:
             train_supervised(
                 teacher,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastspec import report
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
-from fastspec.experiments.results import CONFIG, RunFolder, write_atomically
+from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
 from fastspec.ops.checks import refuse
 
 TITLES = {
@@ -24,7 +24,7 @@ def redraw(path: str | Path) -> list[report.Block]:
     """
     folder = RunFolder.load(path)
     blocks = [*_blocks(folder), report.Heading("Provenance"), report.provenance_table(folder.provenance)]
-    report.write_report(folder.path, TITLES[folder.experiment], blocks, write_atomically)
+    report.write_report(folder.path, TITLES[folder.experiment], blocks)
     return blocks
 
 
@@ -45,5 +45,5 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
         try:
             blocks += drawn[part.experiment](results, part.config, f"{name}-" if name else "")
         except (KeyError, AttributeError) as error:
-            refuse(f"file {str(part.path / 'results.nc')!r}", f"results without {error}", f"those of {part.experiment}")
+            refuse(f"file {str(part.path / RESULTS)!r}", f"results without {error}", f"those of {part.experiment}")
     return blocks

@@ -1,7 +1,7 @@
 """Run folders: what a run was asked for, what it found, and which parts of it are finished.
 
 config.json           the experiment's dataclass and its provenance
-results.nc            labelled arrays (xarray, netCDF)
+results.nc            labelled arrays (xarray, netCDF-4)
 weights.safetensors   teachers and students
 figures/, report.*    drawn from the files above
 parts/                finished parts and checkpoints of a run under way
@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from fastspec.atomic_files import write_atomically
 from fastspec.experiments.provenance import provenance
 from fastspec.ops.checks import refuse
 from fastspec.tensor_files import save_tensors
@@ -27,20 +28,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 VERSION = "1"
-ENGINE: Literal["scipy"] = "scipy"  # netCDF-3, which xarray writes without HDF5
+ENGINE: Literal["h5netcdf"] = "h5netcdf"
+SMALL = 1000  # elements; arrays up to here take less room uncompressed, in one piece
 CONFIG, RESULTS, WEIGHTS, PARTS = "config.json", "results.nc", "weights.safetensors", "parts"
 OWNED = (CONFIG, RESULTS, WEIGHTS, PARTS, "figures", "report.md", "report.html")  # what --overwrite removes
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then move it there: the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -93,6 +84,7 @@ class RunFolder:
             refuse(f"file {str(file)!r}", f"no readable configuration ({error!r})", f"the {CONFIG} of a run")
 
     def write_config(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         data = {"fastspec": "run", "version": VERSION, "experiment": self.experiment}
         text = json.dumps(data | {"config": self.config, "provenance": self.provenance}, indent=2) + "\n"
         write_atomically(self.path / CONFIG, lambda partial: partial.write_text(text))
@@ -107,12 +99,17 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def finish(self, results: xr.Dataset, weights: Mapping[str, Tensor]) -> None:
-        """Save weights and results, in this order, and forget the parts: a folder with results is a finished run."""
+    def finish(self, results: xr.Dataset, weights: Mapping[str, Tensor]) -> xr.Dataset:
+        """Save weights and results, in this order, and forget the parts: a folder with results is a finished run.
+
+        Returns the results as they are saved.
+        """
         save_tensors(self.path / WEIGHTS, "weights of a run", weights, experiment=self.experiment)
         marked = results.assign_attrs(fastspec="results", version=VERSION, experiment=self.experiment)
-        write_atomically(self.path / RESULTS, lambda partial: marked.to_netcdf(partial, engine=ENGINE))
+        packed = {name: {"zlib": True} for name, array in marked.items() if array.size > SMALL}
+        write_atomically(self.path / RESULTS, lambda partial: marked.to_netcdf(partial, engine=ENGINE, encoding=packed))
         _remove(self.path / PARTS)
+        return marked
 
     def results(self) -> xr.Dataset:
         """The saved results; ValueError or FileNotFoundError, naming the file, where they cannot be read."""

@@ -115,6 +115,7 @@ class TwoLayer:
     def jobs(self) -> list[Job]:
         return [Job(m, p) for m in self.teacher_nodes for p in self.teacher_strength_decay]
 
+    @one_thread()
     def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
         """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
 
@@ -128,7 +129,7 @@ class TwoLayer:
             return folder.results()
         results = self._empty()
         weights: dict[str, Tensor] = {}
-        with console.interruptible(), one_thread():
+        with console.interruptible():
             x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED)
             held_out = data.gaussian(self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED)
             for job in self.jobs():
@@ -140,8 +141,7 @@ class TwoLayer:
                     found, _ = load_tensors(_path(folder, job, step), PART)
                     self._insert(results, job, step, found, students)
                 weights |= _weights(job, teacher, students)
-        folder.finish(results, weights)
-        return results
+        return folder.finish(results, weights)
 
     def _train(
         self, folder: RunFolder, job: Job, teacher: MLP, x: Tensor, held_out: Tensor, console: Console

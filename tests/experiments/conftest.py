@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.two_layer import TwoLayer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_two_layer():
     return TwoLayer(
         teacher_nodes=(2, 3), multi=(1, 2), teacher_strength_decay=(0.0, 1.0), seeds=2, inputs=6, outputs=4,
@@ -16,6 +18,19 @@ def tiny_two_layer():
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_digits():
     return Digits(hidden=(6, 5), multi=(1, 2), seeds=2, teacher_steps=30, student_steps=20, measurements=3)
+
+
+@pytest.fixture(scope="session")
+def finished_digits(tiny_digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "digits"
+    tiny_digits.run(folder)
+    return folder
+
+
+@pytest.fixture
+def digits_run(finished_digits, tmp_path):
+    """A finished digits run, to be spoilt."""
+    return shutil.copytree(finished_digits, tmp_path / "run")

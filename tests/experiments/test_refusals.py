@@ -46,18 +46,16 @@ def test_options(kind, option, value, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_of_another_configuration(tiny_digits, tmp_path):
-    tiny_digits.run(tmp_path)
+def test_folder_of_another_configuration(tiny_digits, digits_run):
     other = dataclasses.replace(tiny_digits, multi=(3,))
     with pytest.raises(ValueError, match=r"^out: got .*multi = \[1, 2\] \(now \[3\]\); takes .*--overwrite"):
-        other.run(tmp_path)
-    assert RunFolder.load(tmp_path).config["multi"] == [1, 2]
+        other.run(digits_run)
+    assert RunFolder.load(digits_run).config["multi"] == [1, 2]
 
 
-def test_folder_of_another_experiment(tiny_digits, tiny_two_layer, tmp_path):
-    tiny_digits.run(tmp_path)
+def test_folder_of_another_experiment(tiny_two_layer, digits_run):
     with pytest.raises(ValueError, match=r"^out: got .*'digits'"):
-        tiny_two_layer.run(tmp_path)
+        tiny_two_layer.run(digits_run)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -109,21 +107,21 @@ def without_configuration(path):
 def foreign_netcdf(path):
     import xarray
 
-    xarray.Dataset({"temperature": ("x", np.arange(3.0))}).to_netcdf(path, engine="scipy")
+    xarray.Dataset({"temperature": ("x", np.arange(3.0))}).to_netcdf(path, engine="h5netcdf")
 
 
 def results_of_another_version(path):
     import xarray
 
-    results = xarray.load_dataset(path, engine="scipy")
-    results.assign_attrs(version="99").to_netcdf(path, engine="scipy")
+    results = xarray.load_dataset(path, engine="h5netcdf")
+    results.assign_attrs(version="99").to_netcdf(path, engine="h5netcdf")
 
 
 def other_netcdf(path):
     import xarray
 
     marks = {"fastspec": "results", "version": "1", "experiment": "digits"}
-    xarray.Dataset({"temperature": ("x", np.arange(3.0))}, attrs=marks).to_netcdf(path, engine="scipy")
+    xarray.Dataset({"temperature": ("x", np.arange(3.0))}, attrs=marks).to_netcdf(path, engine="h5netcdf")
 
 
 DAMAGE = [
@@ -145,16 +143,14 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
-def test_damaged_files(tiny_digits, tmp_path, name, damage):
-    tiny_digits.run(tmp_path)
-    damage(tmp_path / name)
+def test_damaged_files(digits_run, name, damage):
+    damage(digits_run / name)
     with pytest.raises(ValueError, match=f"^file '.*{name}': got .*; takes "):
-        redraw(tmp_path)
+        redraw(digits_run)
 
 
 @pytest.mark.parametrize("name", ["config.json", "results.nc"])
-def test_missing_files(tiny_digits, tmp_path, name):
-    tiny_digits.run(tmp_path)
-    (tmp_path / name).unlink()
+def test_missing_files(digits_run, name):
+    (digits_run / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"^folder: got .*without {name}"):
-        redraw(tmp_path)
+        redraw(digits_run)

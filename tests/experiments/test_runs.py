@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
+from fastspec.experiments import digits
+from fastspec.experiments import results as results_module
 from fastspec.experiments.console import Console
 from fastspec.experiments.demo import Demo
 from fastspec.experiments.results import RunFolder
+from fastspec.networks import student_like
 from fastspec.populations import Population
 from fastspec.tensor_files import load_tensors
 
@@ -26,9 +31,17 @@ class Interrupting(Console):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(params=["tiny_two_layer", "tiny_digits"])
+@pytest.fixture(scope="module", params=["tiny_two_layer", "tiny_digits"])
 def experiment(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    experiment.run(folder)
+    return folder
 
 
 def files(folder):
@@ -43,24 +56,20 @@ def test_saved_results_are_those_returned(experiment, tmp_path):
     results = experiment.run(tmp_path / "run")
     saved = RunFolder.load(tmp_path / "run").results()
     assert files(tmp_path / "run") == ["config.json", "results.nc", "weights.safetensors"]
-    for name, array in results.items():
-        assert saved[name].identical(array), name
+    assert saved.identical(results)
 
 
 @pytest.mark.parametrize("reports", [1, 2, 4, 5, 7])
-def test_interrupted_run_goes_on_bit_for_bit(experiment, tmp_path, reports):
-    whole = experiment.run(tmp_path / "whole")
+def test_interrupted_run_goes_on_bit_for_bit(experiment, whole, tmp_path, reports):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(tmp_path / "broken", console=Interrupting(reports))
     assert not RunFolder.load(tmp_path / "broken").finished
     resumed = experiment.run(tmp_path / "broken")
-    assert resumed.identical(whole)
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
-    weights = [
-        load_tensors(tmp_path / name / "weights.safetensors", "weights of a run")[0] for name in ("whole", "broken")
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert resumed.identical(RunFolder.load(whole).results())
+    assert files(tmp_path / "broken") == files(whole)
+    expected, found = weights_of(whole), weights_of(tmp_path / "broken")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
 def test_finished_jobs_are_not_trained_again(tiny_two_layer, tmp_path, monkeypatch):
@@ -127,3 +136,43 @@ def test_overwrite_starts_anew(tiny_digits, tmp_path):
     assert (tmp_path / "results.nc").stat().st_mtime_ns == before
     tiny_digits.run(tmp_path, overwrite=True)
     assert (tmp_path / "results.nc").stat().st_mtime_ns > before
+
+
+def test_digits_students_have_starts_and_batches_of_their_own(tiny_digits, tmp_path, monkeypatch):
+    start = tiny_digits.run(tmp_path / "run").loss.isel(step=0)
+    assert (start.sel(seed=0) != start.sel(seed=1)).all()
+    monkeypatch.setattr(digits, "student_like", lambda teacher, multi, seed: student_like(teacher, multi=multi, seed=0))
+    loss = tiny_digits.run(tmp_path / "same starts").loss
+    assert (loss.isel(step=0).sel(seed=0) == loss.isel(step=0).sel(seed=1)).all()
+    assert (loss.isel(step=-1).sel(seed=0) != loss.isel(step=-1).sel(seed=1)).all()
+
+
+def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        experiment.run(tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+    made = RunFolder.load(tmp_path).provenance
+    assert (made["threads"], made["dtype"]) == (1, "float64")
+    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {torch.float64, torch.int64}
+
+
+def test_files_are_compressed_netcdf4_with_ordinary_permissions(experiment, tmp_path, monkeypatch):
+    import h5py
+
+    monkeypatch.setattr(results_module, "SMALL", 10)
+    before = os.umask(0o027)
+    try:
+        experiment.run(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        name: "0o640" for name in ("config.json", "results.nc", "weights.safetensors")
+    }
+    with h5py.File(tmp_path / "results.nc") as file:
+        assert {array.compression for array in file.values() if array.size > 10} == {"gzip"}
