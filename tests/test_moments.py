@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastspec.measure import measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
+from fastspec.networks import MLP
 from fastspec.statistics import overlaps
 
 
@@ -84,15 +86,23 @@ def test_correlation_of_float32_inputs_is_within_1e_5(regime: str, batch: int | 
 
 
 @pytest.mark.parametrize("batch", [None, 64])
-def test_layer_moments_correlation_with_large_bias(batch: int | None) -> None:
+@pytest.mark.parametrize(("scale", "bias"), [(1e-2, 0.0), (1e-3, 0.0), (1e-5, 0.0), (1.0, 100.0), (0.1, 1000.0)])
+def test_correlation_of_networks_in_float32_is_within_1e_5(scale: float, bias: float, batch: int | None) -> None:
     x = normal(3000, 10, seed=5, dtype=torch.float32)
-    teacher = (normal(5, 10, seed=6, dtype=torch.float32) / 3, torch.full((5,), 100.0))
-    student = (normal(8, 10, seed=7, dtype=torch.float32) / 3, torch.full((8,), 100.0))
+    shared = normal(5, 10, seed=6)
+    student_weight = 0.9 * torch.cat([shared, shared]) + 0.1 * normal(10, 10, seed=7)
+    teacher, student = (
+        ((scale * weight / 3).float(), torch.full((len(weight),), bias)) for weight in (shared, student_weight)
+    )
     t, s = (torch.relu(x @ w.T + b) for w, b in (teacher, student))  # float32, rounded as a user's own would be
-    parts = [layer_moments(rows, teacher, student) for rows in x.split(batch or 3000)]
-    moments = sum(parts, start=CrossMoments.zeros(5, 8))
-    # the pre-activation at 100 is itself rounded at 4e-6, by whatever order its sum takes
-    assert float((moments.correlation() - exact_correlation(t, s)).abs().max()) <= 1e-5
+    top = torch.ones(1, 5), torch.ones(1, 10)
+    networks = (MLP.from_weights([layer, (w, None)]) for layer, w in zip((teacher, student), top, strict=True))
+    for moments in (
+        sum((layer_moments(rows, teacher, student) for rows in x.split(batch or 3000)), CrossMoments.zeros(5, 10)),
+        measure(*networks, x, batch_size=batch).layers["hidden1"],
+    ):
+        assert int(moments.count) == 3000
+        assert float((moments.correlation() - exact_correlation(t, s)).abs().max()) <= 1e-5
 
 
 def test_moments_match_plain_torch() -> None:

@@ -9,8 +9,9 @@
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-// panel[row, column] = leaky_relu(bias[column] + sum_i inputs[row, i] * weights[i, column]), in pieces of the sum
-// whose weights stay in the first-level cache; the panel holds the partial sums between them.
+// panel[row, column] = leaky_relu(sum_i inputs[row, i] * weights[i, column] + bias[column]), in pieces of the sum
+// whose weights stay in the first-level cache; the panel holds the partial sums between them. The bias comes last: a
+// large one would round every term of the sum.
 template <typename T>
 inline void activate_panel(const T* inputs, const T* weights, const T* bias, int64_t depth, int64_t rows, T slope,
                            T* panel) {
@@ -23,7 +24,7 @@ inline void activate_panel(const T* inputs, const T* weights, const T* bias, int
     for (int64_t first = 0; first < rows; first += L::rows) {
       L tile;
       if (from == 0) {
-        tile.start(S::load(bias), S::load(bias + S::lanes));
+        tile.start(typename L::V{}, typename L::V{});
       } else {
         tile.load(panel + first * L::columns);
       }
@@ -33,7 +34,7 @@ inline void activate_panel(const T* inputs, const T* weights, const T* bias, int
         for (int r = 0; r < L::rows; ++r) {
 #pragma GCC unroll 2
           for (int half = 0; half < 2; ++half) {
-            const typename L::V z = tile.sum[r][half], low = slope * z;
+            const typename L::V z = tile.sum[r][half] + S::load(bias + half * S::lanes), low = slope * z;
             tile.sum[r][half] = low > z ? low : z;  // NaN stays NaN
           }
         }
