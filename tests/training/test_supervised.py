@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -55,6 +57,15 @@ def test_global_randomness_and_snapshots_change_nothing():
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
+def test_a_teacher_answers_in_evaluation_mode():
+    x = data.gaussian(100, 3)
+    teacher = MLP([3, 4, 2], batch_norm="before").train()
+    before = copy.deepcopy(teacher.state_dict())
+    train_supervised(MLP([3, 8, 2], seed=1), x, teacher, steps=3)
+    assert teacher.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
 def test_ends_in_evaluation_mode_and_reports_its_last_step():
     reports = []
     network, _ = trained(progress=lambda step, steps: reports.append((step, steps)))
@@ -69,6 +80,12 @@ REFUSED = [
     ("target", {"target": torch.zeros(4)}),
     ("target", {"target": torch.zeros(3, dtype=torch.int64)}),
     ("target", {"target": [0, 1, 0, 1]}),
+    ("target", {"target": torch.full((4,), 2)}),
+    ("target", {"target": torch.full((4,), -1)}),
+    ("target", {"target": MLP([3, 4, 1])}),
+    ("x", {"target": MLP([3, 4, 2], dtype=torch.float64)}),
+    ("x", {"x": torch.zeros(4, 3, dtype=torch.float64)}),
+    ("x", {"x": torch.zeros(4, 5)}),
     ("steps", {"steps": -1}),
     ("batch_size", {"batch_size": 0}),
     ("lr", {"lr": -1.0}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -71,6 +72,16 @@ def test_the_slope_is_the_teachers(problem):
     assert_equal(mine.population, train_two_layer(teacher, students, x, steps=20, negative_slope=0.3).population)
     other = train_two_layer(teacher, students, x, steps=20, negative_slope=0.0)
     assert not torch.equal(mine.population.w1, other.population.w1)
+
+
+def test_the_teacher_answers_in_evaluation_mode(problem):
+    _, students, x = problem
+    teacher = MLP([D, M, C], batch_norm="before").train()
+    before = copy.deepcopy(teacher.state_dict())
+    trained = train_two_layer(teacher, students, x, steps=5).population
+    assert teacher.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert_equal(trained, train_two_layer(teacher.eval(), students, x, steps=5).population)
 
 
 def test_one_student_alone_is_the_same(problem):
@@ -189,6 +200,14 @@ def test_more_steps_from_a_finished_checkpoint(problem, tmp_path):
     assert_equal(longer.population, train_two_layer(teacher, students, x, steps=50).population)
     with pytest.raises(ValueError, match="steps: got 30; takes at least 50"):
         train_two_layer(teacher, students, x, steps=30, checkpoint=path)
+
+
+def test_snapshots_that_a_checkpoint_does_not_have_are_refused(problem, tmp_path):
+    path = tmp_path / "run.safetensors"
+    train_two_layer(*problem, steps=30, checkpoint=path, snapshots=[20])
+    with pytest.raises(ValueError, match=r"snapshots: got \[10, 30\]; takes later steps than 30"):
+        train_two_layer(*problem, steps=50, checkpoint=path, snapshots=[10, 20, 30, 40])
+    assert list(train_two_layer(*problem, steps=50, checkpoint=path, snapshots=[20, 40]).snapshots) == [20, 40]
 
 
 @pytest.mark.parametrize(
