@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -175,7 +176,8 @@ def cross_moments(
     and for activations that are NaN or infinite.
     """
     t, s = teacher_activations, student_activations
-    moments = _moments(cross_moments_op(t, s, coactivation), t[:, :1].numel())
+    raw = cross_moments_op(t, s, coactivation)
+    moments = _moments(raw, len(t) * math.prod(t.shape[2:]))
     if not grams:
         return moments
     return _with_grams(

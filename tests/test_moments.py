@@ -259,6 +259,13 @@ def test_rounding_of_a_float64_mean_is_not_variation() -> None:
     assert not drifted.correlation()[1].isnan()
 
 
+def test_layers_without_nodes() -> None:
+    moments = cross_moments(normal(5, 0), normal(5, 3), grams=True)
+    assert int(moments.count) == 5 and moments.correlation().shape == (0, 3)
+    assert moments.best_teacher().indices.tolist() == [-1] * 3 and moments.layer_score().isnan()
+    assert cross_moments(normal(5, 3), normal(5, 0)).best_student().indices.tolist() == [-1] * 3
+
+
 def test_one_sample_has_no_correlation() -> None:
     t, s = pair(samples=1)
     moments = cross_moments(t, s)
