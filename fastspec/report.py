@@ -37,7 +37,7 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    summary: bool = True  # also shown at the end of a run
+    summary: bool = True  # shown at the end of a run as well, and open on the page
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,11 @@ def _html(title: str, blocks: Iterable[Block], root: Path) -> str:
             parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
         else:
             inner = "\n".join(_row("td" if i else "th", row) for i, row in enumerate((block.columns, *block.rows)))
-            parts.append(f"<table><caption>{html.escape(block.title)}</caption>\n{inner}</table>")
+            name = html.escape(block.title)
+            if block.summary:
+                parts.append(f"<table><caption>{name}</caption>\n{inner}</table>")
+            else:
+                parts.append(f"<details><summary>{name}</summary><table>\n{inner}</table></details>")
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 

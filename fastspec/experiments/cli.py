@@ -20,6 +20,7 @@ from fastspec.experiments.files import load_data, load_student, load_teacher
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.summary import print_summary
 from fastspec.experiments.two_layer import TwoLayer
+from fastspec.ops.checks import refuse
 
 RUNS = Path("fastspec-runs")
 STYLE = (tyro.conf.FlagCreatePairsOff,)
@@ -77,6 +78,8 @@ def measure(
     """
     from fastspec.measure import measure as measured
 
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):
+        refuse("save", repr(str(save)), "a file in a folder that exists")
     teacher_network = load_teacher(teacher)
     x = load_data(data, teacher_network)
     found = measured(teacher_network, load_student(student), x, batch_size=batch_size)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from fastspec.experiments.console import Console
 from fastspec.experiments.digits import Digits
-from fastspec.experiments.options import one_thread
+from fastspec.experiments.experiment import one_thread
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.two_layer import TwoLayer
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -15,7 +14,8 @@ from fastspec import data
 from fastspec.data import Samples, Splits
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
 from fastspec.experiments.console import Console
-from fastspec.experiments.options import check_each, check_grid, check_not_negative, one_thread
+from fastspec.experiments.experiment import Experiment
+from fastspec.experiments.options import check_each, check_grid, check_not_negative
 from fastspec.experiments.results import RunFolder
 from fastspec.measure import measure
 from fastspec.networks import MLP, student_like
@@ -31,7 +31,7 @@ PART = "measurement of a digits run"
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Experiment):
     """A deep teacher learns scikit-learn's handwritten digits; wider students learn from its logits.
 
     The teacher learns the labels by cross-entropy. Students never see a label: they learn the teacher's logits (mean of
@@ -74,7 +74,6 @@ class Digits:
     """How many times to measure a student: at the start, and at steps evenly spaced on a logarithmic axis."""
 
     def check(self) -> None:
-        """ValueError, naming the option, for one that cannot be."""
         check_each("hidden", self.hidden, check_integer)
         check_grid("multi", self.multi, check_integer)
         for name in ("seeds", "teacher_steps", "student_steps", "batch_size"):
@@ -91,31 +90,19 @@ class Digits:
         """The steps at which students are measured."""
         return logarithmic_steps(self.student_steps, self.measurements)
 
-    @one_thread()
-    def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
-        """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
-
-        Ctrl-C raises KeyboardInterrupt; networks that are trained stay, and the next run goes on with the others.
-        """
-        self.check()
-        console = console or Console(quiet=True)
-        folder = RunFolder.start(out, self.name, asdict(self), overwrite=overwrite)
-        if folder.finished:
-            console.say(f"{folder.path}: finished before, nothing to do")
-            return folder.results()
-        with console.interruptible():
-            splits = data.digits(held_out=self.held_out, seed=self.data_seed)
-            teacher = self._teacher(folder, splits.train, console)
-            results, weights = self._empty(), named("teacher", teacher)
-            for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
-                results[f"teacher_accuracy_{name}"] = ((), accuracy(teacher, samples))
-            for multi in self.multi:
-                for seed in range(self.seeds):
-                    student, found = self._student(folder, teacher, splits, multi, seed, console)
-                    for name, table in found.items():
-                        results[name].loc[{"multi": multi, "seed": seed}] = table.numpy()
-                    weights |= named(f"student x{multi} seed {seed}", student)
-        return folder.finish(results, weights)
+    def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
+        splits = data.digits(held_out=self.held_out, seed=self.data_seed)
+        teacher = self._teacher(folder, splits.train, console)
+        results, weights = self._empty(), named("teacher", teacher)
+        for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
+            results[f"teacher_accuracy_{name}"] = ((), accuracy(teacher, samples))
+        for multi in self.multi:
+            for seed in range(self.seeds):
+                student, found = self._student(folder, teacher, splits, multi, seed, console)
+                for name, table in found.items():
+                    results[name].loc[{"multi": multi, "seed": seed}] = table.numpy()
+                weights |= named(f"student x{multi} seed {seed}", student)
+        return results, weights
 
     def _teacher(self, folder: RunFolder, train: Samples, console: Console) -> MLP:
         done = folder.part("teacher.safetensors")

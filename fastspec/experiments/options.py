@@ -1,12 +1,9 @@
-"""What the experiments share: checks of their options, and their use of the processor."""
+"""Checks of options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from fastspec.ops.checks import check_real, refuse
 
@@ -28,14 +25,3 @@ def check_grid(name: str, values: Sequence[Any], check: Callable[[str, Any], obj
 
 def check_not_negative(name: str, value: float) -> None:
     check_real(name, value, "a finite number of at least 0", 0.0)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch: products of this size take longer on two, and much longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from fastspec import data, teachers
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
 from fastspec.experiments.console import Console
-from fastspec.experiments.options import check_grid, check_not_negative, one_thread
+from fastspec.experiments.experiment import Experiment
+from fastspec.experiments.options import check_grid, check_not_negative
 from fastspec.experiments.results import RunFolder
 from fastspec.measure import measure
 from fastspec.networks import MLP
@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TwoLayer:
+class TwoLayer(Experiment):
     """Populations of two-layer students learn separated two-layer teachers.
 
     Every combination of --teacher-nodes and --teacher-strength-decay is one teacher; every combination of --multi and
@@ -93,7 +93,6 @@ class TwoLayer:
     """Correlation above which a student node covers a teacher node."""
 
     def check(self) -> None:
-        """ValueError, naming the option, for one that cannot be."""
         check_grid("teacher_nodes", self.teacher_nodes, check_integer)
         check_grid("multi", self.multi, check_integer)
         check_grid("teacher_strength_decay", self.teacher_strength_decay, check_not_negative)
@@ -115,33 +114,21 @@ class TwoLayer:
     def jobs(self) -> list[Job]:
         return [Job(m, p) for m in self.teacher_nodes for p in self.teacher_strength_decay]
 
-    @one_thread()
-    def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
-        """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
-
-        Ctrl-C raises KeyboardInterrupt after saving everything that is needed to go on, bit for bit.
-        """
-        self.check()
-        console = console or Console(quiet=True)
-        folder = RunFolder.start(out, self.name, asdict(self), overwrite=overwrite)
-        if folder.finished:
-            console.say(f"{folder.path}: finished before, nothing to do")
-            return folder.results()
+    def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
         results = self._empty()
         weights: dict[str, Tensor] = {}
-        with console.interruptible():
-            x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED)
-            held_out = data.gaussian(self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED)
-            for job in self.jobs():
-                teacher = teachers.two_layer(
-                    self.inputs, job.nodes, self.outputs, strength_decay=job.decay, seed=self.teacher_seed
-                )
-                students = self._train(folder, job, teacher, x, held_out, console)
-                for step in self.snapshots:
-                    found, _ = load_tensors(_path(folder, job, step), PART)
-                    self._insert(results, job, step, found, students)
-                weights |= _weights(job, teacher, students)
-        return folder.finish(results, weights)
+        x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED)
+        held_out = data.gaussian(self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED)
+        for job in self.jobs():
+            teacher = teachers.two_layer(
+                self.inputs, job.nodes, self.outputs, strength_decay=job.decay, seed=self.teacher_seed
+            )
+            students = self._train(folder, job, teacher, x, held_out, console)
+            for step in self.snapshots:
+                found, _ = load_tensors(_path(folder, job, step), PART)
+                self._insert(results, job, step, found, students)
+            weights |= _weights(job, teacher, students)
+        return results, weights
 
     def _train(
         self, folder: RunFolder, job: Job, teacher: MLP, x: Tensor, held_out: Tensor, console: Console

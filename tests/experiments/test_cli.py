@@ -129,6 +129,8 @@ ERRORS = [
     ([*MEASURE, "two.npz"], "two.npz.*a.*b"),
     ([*MEASURE, "wide.npy"], "data.*got shape"),
     ([*MEASURE, "x.npy", "--batch-size", "0"], "batch_size: got 0"),
+    ([*MEASURE, "x.npy", "--save", "nowhere/found.safetensors"], "save: got 'nowhere/found.safetensors'"),
+    ([*MEASURE, "x.npy", "--save", "."], "save: got '.'"),
 ]
 
 
