@@ -198,19 +198,22 @@ class TwoLayer(Experiment):
 
     def _insert(self, results: xr.Dataset, job: Job, step: int, found: dict[str, Tensor], students: Population) -> None:
         """Put the measurement of one step in its place, and with the last one what is known of single nodes."""
+        grid = len(self.multi), self.seeds  # the order of the students
+        at: dict[str, Any] = {"teacher_nodes": job.nodes, "strength_decay": job.decay}
+        for name in ("loss", "constant_students"):
+            results[name].loc[{**at, "step": step}] = found[name].view(grid).numpy()
+        for name in ("best_correlation", "best_student"):
+            place = {**at, "step": step, "teacher": slice(0, job.nodes - 1)}
+            results[name].loc[place] = found[name].view(*grid, job.nodes).numpy()
+        if step < self.steps:
+            return
+        results["diverged_step"].loc[at] = found["diverged_step"].view(grid).numpy()
         fan_out = students.fan_out()
         for k, (multi, seed) in enumerate(zip(students.labels["multi"], students.labels["seed"], strict=True)):
-            at: dict[str, Any] = dict(zip(GRID, (job.nodes, job.decay, multi, seed), strict=True))
-            for name in ("loss", "constant_students"):
-                results[name].loc[{**at, "step": step}] = found[name][k].item()
-            for name in ("best_correlation", "best_student"):
-                results[name].loc[{**at, "step": step, "teacher": slice(0, job.nodes - 1)}] = found[name][k].numpy()
-            if step == self.steps:
-                nodes = {**at, "student": slice(0, students.widths[k] - 1)}
-                for name in ("max_correlation", "best_teacher"):
-                    results[name].loc[nodes] = found[name][students.nodes(k)].numpy()
-                results["fan_out"].loc[nodes] = fan_out[k].numpy()
-                results["diverged_step"].loc[at] = found["diverged_step"][k].item()
+            nodes = {**at, "multi": multi, "seed": seed, "student": slice(0, students.widths[k] - 1)}
+            for name in ("max_correlation", "best_teacher"):
+                results[name].loc[nodes] = found[name][students.nodes(k)].numpy()
+            results["fan_out"].loc[nodes] = fan_out[k].numpy()
 
 
 def _measured(teacher: MLP, students: Population, x: Tensor, diverged_step: Tensor) -> dict[str, Tensor]:
