@@ -57,6 +57,25 @@ def test_global_randomness_and_snapshots_change_nothing():
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_it_is_adam_on_the_stated_loss(labels):
+    x = data.gaussian(1, 3, dtype=torch.float64)  # of a single sample every batch is known
+    teacher, network = (MLP([3, 4, 2], seed=seed, dtype=torch.float64) for seed in (0, 1))
+    expected = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(expected.parameters(), weight_decay=0.3)  # makes the scale of the loss matter
+    for rate in (0.1, 0.075, 0.025):  # half a cosine
+        output = expected(x)
+        loss = -output.log_softmax(1)[0, 1] if labels else (output - teacher(x).detach()).square().sum() / 2
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    target = torch.tensor([1]) if labels else teacher
+    train_supervised(network, x, target, steps=3, batch_size=5, lr=0.1, weight_decay=0.3)
+    for mine, theirs in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_a_teacher_answers_in_evaluation_mode():
     x = data.gaussian(100, 3)
     teacher = MLP([3, 4, 2], batch_norm="before").train()
