@@ -62,7 +62,13 @@ def test_without_native_code(without_native):
 def test_the_ops_pass_their_tests_on_the_reference_path(without_native):
     tests = [str(ROOT / "tests" / name) for name in ("ops/test_layer_moments.py", "ops/test_cross_moments.py")]
     skip = "not compiles and not opcheck and not instruction_set"
-    done = python(without_native, "-m", "pytest", "-v", "-k", skip, "-c", str(ROOT / "pyproject.toml"), *tests)
+    config = [
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-o",
+        f"pythonpath={ROOT / 'tests/ops'}",
+    ]  # not the checkout's package
+    done = python(without_native, "-m", "pytest", "-v", "-k", skip, *config, *tests)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " skipped" in done.stdout  # those about the native code: this is the other install
 
