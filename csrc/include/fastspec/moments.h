@@ -62,7 +62,7 @@ struct Parallel {
 };
 
 // Fills the problem's outputs. The result does not depend on `parallel.parts`.
-// Throws std::bad_alloc when the workspace (at most about 64 MB) cannot be had.
+// Throws std::bad_alloc when the workspace (sums, chunks, packed weights) cannot be had.
 void compute_moments(const MomentsProblem& problem, const Parallel& parallel);
 
 }  // namespace fastspec
