@@ -44,11 +44,12 @@ def extensions() -> list[Extension]:
         return []
     flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
     kernels = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
+    bindings = sorted(str(path) for path in Path("csrc").glob("torch_*.cpp"))
     depends = sorted(str(path) for path in Path("csrc").rglob("*.h"))
     return [
         Extension(
             "fastspec._C",
-            ["csrc/torch_ops.cpp", *kernels],
+            [*bindings, *kernels],
             include_dirs=["csrc/include"],
             define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
             library_dirs=[str(Path(torch.__file__).parent / "lib")],

@@ -1,14 +1,12 @@
 // Sizes of the pass, from shapes alone: never from the machine's load or its number of threads.
 #pragma once
 
+#include "arena.h"
 #include "fastspec/moments.h"
 #include "simd.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
 // Of pieces of `each` bytes (0 where a side has no nodes) that fit into `bytes`.
 inline int64_t how_many(int64_t bytes, int64_t each) { return each > 0 ? bytes / each : bytes; }

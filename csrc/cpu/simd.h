@@ -8,10 +8,10 @@
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-template <typename T>
+template <typename T, int bytes = FASTSPEC_VECTOR_BYTES>
 struct Simd {
-  static constexpr int lanes = FASTSPEC_VECTOR_BYTES / sizeof(T);
-  typedef T Vector __attribute__((vector_size(FASTSPEC_VECTOR_BYTES)));
+  static constexpr int lanes = bytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(bytes)));
   typedef decltype(Vector{} > Vector{}) Mask;  // integer lanes, -1 where true
 
   static inline Vector load(const T* p) {

@@ -9,18 +9,6 @@
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-// Hands out aligned pieces of one block; with base == nullptr it only counts.
-struct Arena {
-  char* base = nullptr;
-  int64_t used = 0;
-  template <typename T>
-  T* take(int64_t count) {
-    T* const at = reinterpret_cast<T*>(base + used);
-    used += ceil_div(count * sizeof(T), 64) * 64;
-    return at;
-  }
-};
-
 template <typename T>
 struct Workspace {
   struct Sums {  // of one slot, panel-major

@@ -3,9 +3,10 @@
 
 #include <cstdint>
 
-namespace fastspec {
+#include "fastspec/parallel.h"
+#include "fastspec/scalar.h"
 
-enum class Scalar { f64, f32, f16, bf16 };
+namespace fastspec {
 
 // Samples x columns of one network, or of several. A sample is a row and, for convolutional arrays, a position.
 struct Array {
@@ -46,19 +47,6 @@ struct MomentsProblem {
   int64_t* teacher_active;  // [m]
   int64_t* student_active;  // [P, n]
   int64_t* coactive;        // [P, m, n] or null: not asked for
-};
-
-// How a kernel asks its host to run `parts` pieces of work, possibly at the same time.
-struct Parallel {
-  int parts;
-  void (*run)(int parts, void (*body)(void* context, int part), void* context);
-
-  template <typename Body>
-  void operator()(const Body& body) const {
-    run(
-        parts, [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
-        const_cast<void*>(static_cast<const void*>(&body)));
-  }
 };
 
 // Fills the problem's outputs. The result does not depend on `parallel.parts`.

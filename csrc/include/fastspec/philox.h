@@ -9,9 +9,9 @@
 
 #ifndef FASTSPEC_HD
 #ifdef __CUDACC__
-#define FASTSPEC_HD __host__ __device__
+#define FASTSPEC_HD __host__ __device__ __forceinline__
 #else
-#define FASTSPEC_HD
+#define FASTSPEC_HD __attribute__((always_inline)) inline
 #endif
 #endif
 

@@ -49,6 +49,11 @@ def _fake(
     b2_buffer: Tensor | None,
     indices: Tensor | None,
     multipliers: Tensor | None,
+    teacher_w1: Tensor | None,
+    teacher_b1: Tensor | None,
+    teacher_w2: Tensor | None,
+    teacher_b2: Tensor | None,
+    fresh_std: float,
     batch_size: int,
     first_step: int,
     steps: int,
@@ -64,7 +69,8 @@ library.define(
     "two_layer_sgd",
     "(Tensor x, Tensor y, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor offsets, Tensor lr, Tensor seeds, "
     "Tensor diverged_step, Tensor? w1_buffer, Tensor? b1_buffer, Tensor? w2_buffer, Tensor? b2_buffer, "
-    "Tensor? indices, Tensor? multipliers, int batch_size, int first_step, int steps, float momentum, "
+    "Tensor? indices, Tensor? multipliers, Tensor? teacher_w1, Tensor? teacher_b1, Tensor? teacher_w2, "
+    "Tensor? teacher_b2, float fresh_std, int batch_size, int first_step, int steps, float momentum, "
     "float weight_decay, float negative_slope, float loss_limit, bool bias, bool normalize, bool fixed_first, "
     "bool fixed_top) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.two_layer_sgd,
@@ -233,6 +239,8 @@ def two_layer_sgd(
         *(buffers if momentum and buffers is not None else (None,) * 4),
         indices,
         multipliers,
+        *(None,) * 4,
+        0.0,
         batch_size,
         first_step,
         steps,

@@ -1,58 +1,21 @@
-// Registers the kernels with torch's dispatcher through its stable ABI. Schemas are defined in fastspec/ops;
-// the friendly checks live there too, and those here only keep a direct call from reading out of bounds.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// Registers the moments ops with torch's dispatcher.
 #include <optional>
 #include <tuple>
 
 #include "fastspec/moments.h"
+#include "torch_tensors.h"
 
+namespace fastspec {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using MomentsAndActivations =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-fastspec::Scalar scalar_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return fastspec::Scalar::f64;
-    case ScalarType::Float: return fastspec::Scalar::f32;
-    case ScalarType::Half: return fastspec::Scalar::f16;
-    case ScalarType::BFloat16: return fastspec::Scalar::bf16;
-    default: STD_TORCH_CHECK(false, "fastspec takes float64, float32, float16 or bfloat16 tensors");
-  }
-}
-
-void check_alike(const Tensor& tensor, const Tensor& first) {
-  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), "fastspec: tensors must share one dtype");
-  STD_TORCH_CHECK(tensor.is_cpu() && first.is_cpu(), "fastspec: tensors must lie on one device");
-}
-
-struct Sizes {  // of an output: at most [networks, nodes, nodes]
-  int64_t size[3];
-  int64_t axes;
-};
-
-// An uninitialised CPU tensor. By the C shim: new_empty of the C++ layer costs a boxed call more, ten times an op.
-Tensor empty(const Sizes& sizes, int32_t type) {
-  int64_t strides[3] = {1, 1, 1};
-  for (int64_t axis = sizes.axes - 1; axis > 0; --axis) {
-    strides[axis - 1] = strides[axis] * (sizes.size[axis] ? sizes.size[axis] : 1);
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.axes, sizes.size, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 // [*networks, N, columns, *space]; `networks` says whether the first axis is there.
-fastspec::Array array_of(const Tensor& tensor, bool networks) {
+Array array_of(const Tensor& tensor, bool networks) {
   const int64_t lead = networks ? 1 : 0;
-  fastspec::Array array{tensor.data_ptr(), {1, 1, 1, 1}, {0, 0, 0, 0}, tensor.stride(lead + 1), 0};
+  Array array{tensor.data_ptr(), {1, 1, 1, 1}, {0, 0, 0, 0}, tensor.stride(lead + 1), 0};
   if (networks) array.network_stride = tensor.stride(0);
   array.sample_sizes[0] = tensor.size(lead);
   array.sample_strides[0] = tensor.stride(lead);
@@ -63,12 +26,12 @@ fastspec::Array array_of(const Tensor& tensor, bool networks) {
   return array;
 }
 
-fastspec::Layer layer_of(const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& input) {
+Layer layer_of(const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& input) {
   const int64_t lead = weight.dim() - 2;
   STD_TORCH_CHECK(lead == 0 || lead == 1, "fastspec: a weight is [nodes, inputs] or [networks, nodes, inputs]");
   STD_TORCH_CHECK(weight.size(lead + 1) == input.size(input.dim() - 1), "fastspec: weight and input differ in width");
   check_alike(weight, input);
-  fastspec::Layer layer{
+  Layer layer{
       weight.data_ptr(),    lead ? weight.stride(0) : 0, weight.stride(lead), weight.stride(lead + 1), nullptr, 0, 0,
       weight.size(lead + 1)};
   if (bias) {
@@ -83,19 +46,12 @@ fastspec::Layer layer_of(const Tensor& weight, const std::optional<Tensor>& bias
   return layer;
 }
 
-void run_parts(int parts, void (*body)(void*, int), void* context) {
-  if (parts == 1) return body(context, 0);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) body(context, int(part));
-  });
-}
-
 // Allocates the outputs, runs the pass, returns them.
-Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivation) {
+Moments run(MomentsProblem& problem, bool population, bool coactivation) {
   const int64_t networks = problem.student.networks, m = problem.teacher.nodes, n = problem.student.nodes;
-  const Sizes teacher{{m}, 1}, none{{0}, 1};
-  const Sizes student = population ? Sizes{{networks, n}, 2} : Sizes{{n}, 1};
-  const Sizes cross = population ? Sizes{{networks, m, n}, 3} : Sizes{{m, n}, 2};
+  const Shape teacher{{m}, 1}, none{{0}, 1};
+  const Shape student = population ? Shape{{networks, n}, 2} : Shape{{n}, 1};
+  const Shape cross = population ? Shape{{networks, m, n}, 3} : Shape{{m, n}, 2};
   const int32_t f64 = aoti_torch_dtype_float64(), i64 = aoti_torch_dtype_int64();
   Moments out{empty(teacher, f64), empty(student, f64), empty(teacher, f64), empty(student, f64),
               empty(cross, f64),   empty(teacher, i64), empty(student, i64), empty(coactivation ? cross : none, i64)};
@@ -112,11 +68,11 @@ Moments run(fastspec::MomentsProblem& problem, bool population, bool coactivatio
   }
   const double operations = double(problem.samples) * (m + n * networks) * (problem.student.layer.inputs + m);
   const int parts = operations < 1e6 ? 1 : int(torch::stable::get_num_threads());
-  fastspec::compute_moments(problem, {parts, run_parts});
+  compute_moments(problem, {parts, run_parts});
   return out;
 }
 
-int64_t samples_of(const fastspec::Array& array) {
+int64_t samples_of(const Array& array) {
   return array.sample_sizes[0] * array.sample_sizes[1] * array.sample_sizes[2] * array.sample_sizes[3];
 }
 
@@ -125,7 +81,7 @@ Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactiv
   STD_TORCH_CHECK(teacher.dim() >= 2 && teacher.dim() <= 5 && student.dim() - population == teacher.dim(),
                   "fastspec::cross_moments: activations are [N, nodes, *space], with networks first for the student");
   check_alike(student, teacher);
-  fastspec::MomentsProblem problem{};
+  MomentsProblem problem{};
   problem.scalar = scalar_of(teacher);
   problem.teacher = {array_of(teacher, false), {}, 1, teacher.size(1), nullptr};
   problem.student = {
@@ -146,7 +102,7 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
   STD_TORCH_CHECK(teacher_input.dim() == 2 && teacher_weight.dim() == 2 && (student_input.dim() == 2 || own_inputs),
                   "fastspec::layer_moments: inputs are [N, inputs], the student's may have networks first");
   check_alike(student_input, teacher_input);
-  fastspec::MomentsProblem problem{};
+  MomentsProblem problem{};
   problem.scalar = scalar_of(teacher_input);
   problem.layered = true;
   problem.negative_slope = negative_slope;
@@ -159,18 +115,19 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
                       (!own_inputs || (population && student_input.size(0) == student_weight.size(0))),
                   "fastspec::layer_moments: teacher and student differ in samples or networks");
   const int64_t n = problem.student.nodes;
-  const Sizes none{{0}, 1}, shared{{problem.samples, n}, 2}, own{{problem.student.networks, problem.samples, n}, 3};
+  const Shape none{{0}, 1}, shared{{problem.samples, n}, 2}, own{{problem.student.networks, problem.samples, n}, 3};
   int32_t type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(teacher_input.get(), &type));
-  Tensor teacher = empty(activations ? Sizes{{problem.samples, problem.teacher.nodes}, 2} : none, type);
+  Tensor teacher = empty(activations ? Shape{{problem.samples, problem.teacher.nodes}, 2} : none, type);
   Tensor student = empty(!activations ? none : population ? own : shared, type);
   if (activations) problem.teacher.activation = teacher.data_ptr(), problem.student.activation = student.data_ptr();
   return std::tuple_cat(run(problem, population, coactivation), std::tuple(teacher, student));
 }
 
 }  // namespace
+}  // namespace fastspec
 
 STABLE_TORCH_LIBRARY_IMPL(fastspec, CPU, library) {
-  library.impl("cross_moments", TORCH_BOX(&cross_moments));
-  library.impl("layer_moments", TORCH_BOX(&layer_moments));
+  library.impl("cross_moments", TORCH_BOX(&fastspec::cross_moments));
+  library.impl("layer_moments", TORCH_BOX(&fastspec::layer_moments));
 }

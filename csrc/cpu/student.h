@@ -1,0 +1,233 @@
+// One student's SGD step. Its weights stay where they are for all its steps; a batch goes through in parts of at most
+// `part_samples`, whose activations fit in the first-level cache (fastspec/ops/two_layer_sgd/README.md).
+#pragma once
+
+#include "arena.h"
+#include "products.h"
+
+namespace fastspec {
+namespace FASTSPEC_ISA {
+
+constexpr int64_t part_samples = 64;
+
+template <typename T>
+inline int64_t whole_vectors(int64_t count) {
+  return ceil_div(count, Simd<T>::lanes) * Simd<T>::lanes;
+}
+
+struct Sizes {
+  int64_t inputs, outputs;    // d, C
+  int64_t fan_in, fan_out;    // d + 1 and C, to whole vectors
+  int64_t batch, part, wide;  // samples of a batch, of its largest part, the same to whole vectors
+};
+
+// Weights of a network, or what is added to them; columns and rows beyond its own are zero.
+template <typename T>
+struct Network {
+  T* first;  // [n, fan_in], column d the bias
+  T* top;    // [n + 1, fan_out], row n the bias
+};
+
+// One part of a batch.
+template <typename T>
+struct Activations {
+  T* x;           // [part, fan_in], column d is 1, or 0 without biases
+  T* x_t;         // [fan_in, wide]
+  T* residual;    // [part, fan_out]; the targets before the forward pass
+  T* residual_t;  // [fan_out, wide]
+  T* hidden;      // [n, wide]
+  T* gradient;    // [block_rows, wide]
+};
+
+template <typename T>
+struct StepRule {
+  T momentum, weight_decay, slope, limit;
+  bool bias, normalize, train_first, train_top;
+};
+
+// hidden = leaky_relu(first x), from x_t.
+template <typename T>
+inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
+                         T slope, bool bias) {
+  by_rows(nodes, [&](auto rows, int64_t j) {
+    block_product<decltype(rows)::of, Lie::apart>(
+        w.first + j * s.fan_in, s.fan_in, a.x_t, s.wide, s.inputs + bias, samples,
+        [&](auto v, int r, int64_t c, auto z) {
+          const auto low = slope * z;
+          v.store(a.hidden + (j + r) * s.wide + c, low > z ? low : z);  // NaN stays NaN
+        });
+  });
+}
+
+// store(vectors, sample, column, sums) receives hidden * top, without the bias.
+template <typename T, typename Store>
+inline void top_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
+                      const Store& store) {
+  by_rows(samples, [&](auto rows, int64_t b) {
+    block_product<decltype(rows)::of, Lie::adjacent>(
+        a.hidden + b, s.wide, w.top, s.fan_out, nodes, s.outputs,
+        [&](auto v, int r, int64_t c, auto sums) { store(v, b + r, c, sums); });
+  });
+}
+
+// out[c, b] = in[b, c]; samples beyond the part are zero.
+template <typename T, typename Each>
+inline void transpose_part(const T* in, int64_t columns, int64_t samples, T* out, int64_t wide, const Each& each) {
+  using S = Simd<T>;
+  for (int64_t c = 0; c < columns; c += S::lanes) {
+    for (int64_t b = 0; b < samples; b += S::lanes) {
+      typename S::Vector row[S::lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i) {
+        row[i] = typename S::Vector{};
+        if (b + i < samples) row[i] = each(b + i, c, S::load(in + (b + i) * columns + c));
+      }
+      transpose<T>(row);
+#pragma GCC unroll 16
+      for (int i = 0; i < S::lanes; ++i) S::store(out + (c + i) * wide + b, row[i]);
+    }
+  }
+}
+
+template <typename T>
+class Student {
+  using S = Simd<T>;
+  using V = typename S::Vector;
+
+  // How a sum of gradients, scaled, changes the weights: at once, or by way of `sums`, which are the momentum buffers
+  // or collect the parts of a batch.
+  struct Update {
+    T eta, decay;
+    bool at_once, first_part, last_part;
+  };
+
+  const Sizes& sizes_;
+  const StepRule<T>& rule_;
+  const Activations<T>& part_;
+
+  template <typename W, typename Sums>
+  void change(W v, T* weight, T* sum, Sums gradient, const Update& u) const {
+    const Sums w = v.load(weight);
+    if (u.at_once) return v.store(weight, u.decay * w + gradient);
+    if (!u.first_part) {
+      gradient += v.load(sum);
+    } else if (rule_.momentum != 0) {
+      gradient += rule_.momentum * v.load(sum) - rule_.weight_decay * w;
+    }
+    v.store(sum, gradient);
+    if (!u.last_part) return;
+    v.store(weight, rule_.momentum != 0 ? w + u.eta * gradient : u.decay * w + gradient);
+  }
+
+  // Residuals from targets, scaled by `scale`, and their transpose; the sum of their squares before scaling.
+  double residuals(int64_t samples, T scale) const {
+    const Sizes& s = sizes_;
+    const Activations<T>& a = part_;
+    const T* const bias = weights.top + nodes * s.fan_out;
+    top_layer(s, weights, nodes, a, samples, [&](auto v, int64_t b, int64_t c, auto sums) {
+      T* const at = a.residual + b * s.fan_out + c;
+      v.store(at, v.load(at) - (v.load(bias + c) + sums));
+    });
+    V squares = {};
+    transpose_part(a.residual, s.fan_out, samples, a.residual_t, s.wide, [&](int64_t b, int64_t c, V r) {
+      squares += r * r;
+      r *= scale;
+      S::store(a.residual + b * s.fan_out + c, r);
+      return r;
+    });
+    double sum = 0;
+    for (int i = 0; i < S::lanes; ++i) sum += squares[i];
+    return sum;
+  }
+
+  // Backward pass and update of a block of nodes, whose weights are read and written while they are near.
+  template <int rows>
+  void backward(int64_t j, int64_t samples, const Update& u) const {
+    const Sizes& s = sizes_;
+    const Activations<T>& a = part_;
+    const T* const hidden = a.hidden + j * s.wide;
+    T* const top = weights.top + j * s.fan_out;
+    T* const first = weights.first + j * s.fan_in;
+    if (rule_.train_first) {
+      block_product<rows, Lie::apart>(top, s.fan_out, a.residual_t, s.wide, s.outputs, samples,
+                                      [&](auto v, int r, int64_t c, auto g) {
+                                        const auto on = v.load(hidden + r * s.wide + c) > 0;
+                                        v.store(a.gradient + r * s.wide + c, on ? g : rule_.slope * g);
+                                      });
+    }
+    if (rule_.train_top) {
+      T* const sum = sums.top + j * s.fan_out;
+      block_product<rows, Lie::apart>(
+          hidden, s.wide, a.residual, s.fan_out, samples, s.outputs, [&](auto v, int r, int64_t c, auto g) {
+            change(v, top + r * s.fan_out + c, sum + r * s.fan_out + c, g, u);
+          });
+    }
+    if (!rule_.train_first) return;
+    T* const sum = sums.first + j * s.fan_in;
+    block_product<rows, Lie::apart>(
+        a.gradient, s.wide, a.x, s.fan_in, samples, s.inputs + rule_.bias, [&](auto v, int r, int64_t c, auto g) {
+          change(v, first + r * s.fan_in + c, sum + r * s.fan_in + c, g, u);
+        });
+    if (rule_.normalize && u.last_part) {
+      for (int r = 0; r < rows; ++r) normalize(first + r * s.fan_in);
+    }
+  }
+
+  // Divides a node's fan-in, without its bias, by its norm; a row of zeros stays.
+  void normalize(T* row) const {
+    const T bias = row[sizes_.inputs];
+    row[sizes_.inputs] = 0;
+    V squares = {};
+    for (int64_t c = 0; c < sizes_.fan_in; c += S::lanes) squares += S::load(row + c) * S::load(row + c);
+    T square = 0;
+    for (int i = 0; i < S::lanes; ++i) square += squares[i];
+    if (square != 0) {
+      const T norm = sizeof(T) == sizeof(float) ? __builtin_sqrtf(square) : __builtin_sqrt(square);
+      for (int64_t c = 0; c < sizes_.fan_in; c += S::lanes) S::store(row + c, S::load(row + c) / norm);
+    }
+    row[sizes_.inputs] = bias;
+  }
+
+  void change_top_bias(int64_t samples, const Update& u) const {
+    const int64_t row = nodes * sizes_.fan_out;
+    for (int64_t c = 0; c < sizes_.fan_out; c += S::lanes) {
+      V sum = {};
+      for (int64_t b = 0; b < samples; ++b) sum += S::load(part_.residual + b * sizes_.fan_out + c);
+      change(S{}, weights.top + row + c, sums.top + row + c, sum, u);
+    }
+  }
+
+ public:
+  Network<T> weights, sums;
+  int64_t nodes;
+
+  Student(const Sizes& sizes, const StepRule<T>& rule, const Activations<T>& part, const Network<T>& w,
+          const Network<T>& collected, int64_t n)
+      : sizes_(sizes), rule_(rule), part_(part), weights(w), sums(collected), nodes(n) {}
+
+  // One step at rate eta. `read(first, samples)` fills x and the targets of a part of the batch.
+  // False, with the weights as they were, when the batch loss is beyond the limit or not finite.
+  template <typename Read>
+  bool step(T eta, const Read& read) const {
+    const Sizes& s = sizes_;
+    const bool momentum = rule_.momentum != 0;
+    const T scale = (momentum ? T(1) : eta) / T(s.batch);
+    Update u{eta, T(1) - eta * rule_.weight_decay, !momentum && s.batch <= s.part, false, false};
+    double loss = 0;
+    for (int64_t first = 0; first < s.batch; first += s.part) {
+      const int64_t samples = s.batch - first < s.part ? s.batch - first : s.part;
+      u.first_part = first == 0, u.last_part = first + samples == s.batch;
+      read(first, samples);
+      transpose_part(part_.x, s.fan_in, samples, part_.x_t, s.wide, [](int64_t, int64_t, V row) { return row; });
+      hidden_layer(s, weights, nodes, part_, samples, rule_.slope, rule_.bias);
+      loss += residuals(samples, scale);
+      if (u.last_part && !(loss / (2 * double(s.batch)) <= double(rule_.limit))) return false;
+      by_rows(nodes, [&](auto rows, int64_t j) { backward<decltype(rows)::of>(j, samples, u); });
+      if (rule_.bias && rule_.train_top) change_top_bias(samples, u);
+    }
+    return true;
+  }
+};
+
+}  // namespace FASTSPEC_ISA
+}  // namespace fastspec
