@@ -67,7 +67,8 @@ def greedy(moments: CrossMoments) -> Matching:
     """
     rho = _one_to_one_correlation(moments)
     m, n = rho.shape[-2:]
-    left = rho.nan_to_num(nan=-torch.inf).reshape(-1, m, n)  # [P, m, n]
+    left = rho.nan_to_num(nan=-torch.inf)
+    left = left.unsqueeze(0) if moments.population is None else left  # [P, m, n]
     students = torch.full(left.shape[:-1], -1, dtype=torch.int64, device=rho.device)
     networks = torch.arange(len(left), device=rho.device)
     for _ in range(m):

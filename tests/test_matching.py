@@ -7,26 +7,11 @@ import math
 
 import pytest
 import torch
+from moments_by_hand import from_correlation, normal, pair
 from torch import Tensor
 
 from fastspec.matching import cca, greedy, hard, linear_cka, procrustes, soft, svcca
-from fastspec.moments import CrossMoments, cross_moments
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def pair(samples: int = 80, m: int = 4, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    hidden = normal(samples, m + n, seed=seed) @ normal(m + n, m + n, seed=seed + 1) + 0.4
-    return hidden[:, :m].relu(), hidden[:, m:].relu()
-
-
-def from_correlation(*rows: list[float]) -> CrossMoments:
-    rho = torch.tensor(rows, dtype=torch.float64)
-    zeros = CrossMoments.zeros(*rho.shape).tensors()
-    scatters = {side + "_scatter": zeros[side + "_scatter"] + 1 for side in ("teacher", "student")}
-    return CrossMoments(**(zeros | scatters | {"cross_scatter": rho, "count": torch.tensor(9)}))
+from fastspec.moments import cross_moments
 
 
 def orthonormal(activations: Tensor, variance: float = 1.0, rtol: float = 1e-10) -> Tensor:
@@ -42,7 +27,7 @@ def svd_canonical(t: Tensor, s: Tensor, variance: float = 1.0) -> Tensor:
 
 
 def test_hard_is_the_best_of_all_assignments() -> None:
-    moments = cross_moments(*pair())
+    moments = cross_moments(*pair(n=6))
     rho = moments.correlation()
     best = max(float(rho[range(4), list(order)].mean()) for order in itertools.permutations(range(6), 4))
     students, correlations, mean = hard(moments)
@@ -60,6 +45,13 @@ def test_greedy_and_hard_differ_where_they_should() -> None:
     assert greedy(ties).students.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("match", [hard, greedy])
+@pytest.mark.parametrize("population", [(), (3,), (0,)])
+def test_no_teachers_take_no_students(match, population: tuple[int, ...]) -> None:
+    students, _, mean = match(cross_moments(normal(9, 0), normal(*population, 9, 5)))
+    assert students.shape == (*population, 0) and mean.isnan().all()
+
+
 def test_soft() -> None:
     result = soft(from_correlation([0.9, 0.8, 0.0], [0.7, 0.1, 0.2]))
     assert [float(x) for x in result] == pytest.approx([0.8, (0.9 + 0.8 + 0.2) / 3, (0.8 + 1.9 / 3) / 2])
@@ -67,7 +59,7 @@ def test_soft() -> None:
 
 @pytest.mark.parametrize("match", [hard, greedy])
 def test_constant_nodes_are_never_matched(match) -> None:
-    t, s = pair()
+    t, s = pair(n=6)
     t[:, 1], s[:, [0, 5]] = 0.0, 3.0
     students, correlations, mean = match(cross_moments(t, s))
     assert students[1] == -1 and correlations[1].isnan()
@@ -120,6 +112,12 @@ def test_similarities_match_the_raw_activations(m: int, n: int) -> None:
     u, _, v = torch.linalg.svd(tc.T @ sc, full_matrices=False)
     aligned = ((tc @ u) * (sc @ v.T)).sum() / (tc.norm() * sc.norm())
     torch.testing.assert_close(procrustes(moments), aligned)
+
+
+def test_svcca_keeps_no_direction_that_the_variance_does_not_need() -> None:
+    t = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)  # half of the variance each
+    moments = cross_moments(t, t, grams=True)
+    assert [int(svcca(moments, variance=v).teacher_rank) for v in (0.5, 0.51)] == [1, 2]
 
 
 def test_similarities_of_a_rotated_copy_are_one() -> None:

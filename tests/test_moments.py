@@ -1,4 +1,4 @@
-"""CrossMoments and its statistics against plain torch in float64, closed forms, and each other."""
+"""CrossMoments against plain torch in float64: the numerical contract, populations, merge, files, bad input."""
 
 from __future__ import annotations
 
@@ -8,53 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moments_by_hand import assert_same, exact_correlation, normal, pair
 from torch import Tensor
 
 from fastspec.measure import measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
 from fastspec.networks import MLP
-from fastspec.statistics import overlaps
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def pair(samples: int = 60, m: int = 4, n: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
-    shared = normal(samples, m + n, seed=seed)
-    mixed = shared @ normal(m + n, m + n, seed=seed + 1) + 0.3
-    return mixed[:, :m].relu(), mixed[:, m:].relu()
-
-
-def exact_correlation(t: Tensor, s: Tensor) -> Tensor:
-    t, s = t.double() - t.double().mean(0), s.double() - s.double().mean(0)
-    return (t / t.norm(dim=0)).T @ (s / s.norm(dim=0))
-
-
-def assert_same(a: CrossMoments, b: CrossMoments, rtol: float = 1e-9) -> None:
-    assert a.tensors().keys() == b.tensors().keys()
-    for name, tensor in a.tensors().items():
-        other = b.tensors()[name]
-        if tensor.dtype == torch.int64:
-            assert torch.equal(tensor, other), name
-        else:
-            scale = max(float(tensor.abs().max()), 1e-300) if tensor.numel() else 1.0
-            torch.testing.assert_close(tensor, other, rtol=rtol, atol=rtol * scale, msg=name)
-
-
-def from_correlation(rho: Tensor, **extra: Tensor) -> CrossMoments:
-    """Moments of unit scatter with the given correlations; NaN rows and columns become constant nodes."""
-    t_constant, s_constant = rho.isnan().all(-1), rho.isnan().all(-2)
-    t_constant = t_constant.all(0) if rho.dim() == 3 else t_constant
-    zeros = CrossMoments.zeros(rho.shape[-2], rho.shape[-1], population=len(rho) if rho.dim() == 3 else None)
-    parts = zeros.tensors() | {
-        "count": torch.tensor(10),
-        "teacher_scatter": (~t_constant).double(),
-        "student_scatter": (~s_constant).double(),
-        "cross_scatter": rho.nan_to_num(0.0),
-    }
-    return CrossMoments(**(parts | extra))
-
 
 # The numerical contract: scale, mean of float32 inputs.
 REGIMES = {
@@ -225,137 +184,6 @@ def test_merge_refuses_what_does_not_fit() -> None:
         moments + 1  # type: ignore[operator]
 
 
-def test_constant_nodes_follow_the_policy_and_are_counted() -> None:
-    t, s = (a.float() for a in pair(samples=100))
-    t[:, 1], s[:, 0], s[:, 3] = 0.0, 0.1, 1e8
-    for moments in (cross_moments(t, s), cross_moments(t[:33], s[:33]) + cross_moments(t[33:], s[33:])):
-        assert [int(x) for x in moments.undefined_nodes()] == [1, 2]
-        undefined = torch.zeros(4, 7, dtype=torch.bool)
-        undefined[1], undefined[:, 0], undefined[:, 3] = True, True, True
-        assert torch.equal(moments.correlation().isnan(), undefined)
-        zero = moments.correlation(undefined="zero")
-        assert torch.equal(zero == 0, undefined) and not zero.isnan().any()
-        with pytest.raises(ValueError, match="1 of 4 teacher nodes and 2 of 7 student nodes constant"):
-            moments.correlation(undefined="raise")
-        values, indices = moments.best_student()
-        assert values[1].isnan() and indices[1] == -1 and not set(indices.tolist()) & {0, 3}
-        assert torch.equal(moments.best_teacher().indices == -1, undefined[0])
-        assert moments.match_counts(-1.0).tolist() == [5, 0, 5, 5]
-        assert float(moments.coverage(-1.0)) == 0.75
-        torch.testing.assert_close(moments.layer_score(), values[[0, 2, 3]].mean())
-
-
-def test_undefined_policy_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"undefined: got 'skip'; takes 'nan', 'zero' or 'raise'"):
-        cross_moments(*pair()).correlation(undefined="skip")
-
-
-def test_rounding_of_a_float64_mean_is_not_variation() -> None:
-    constant, varying = torch.full((1000, 1), 0.1, dtype=torch.float64), torch.full((1000, 1), 0.1, dtype=torch.float64)
-    varying[::2] += 1e-14
-    moments = cross_moments(torch.cat([constant, varying], 1), varying)
-    drifted = CrossMoments(**(moments.tensors() | {"teacher_scatter": moments.teacher_scatter + 1e-31}))
-    assert drifted.undefined_nodes().teacher == 1
-    assert not drifted.correlation()[1].isnan()
-
-
-def test_layers_without_nodes() -> None:
-    moments = cross_moments(normal(5, 0), normal(5, 3), grams=True)
-    assert int(moments.count) == 5 and moments.correlation().shape == (0, 3)
-    assert moments.best_teacher().indices.tolist() == [-1] * 3 and moments.layer_score().isnan()
-    assert cross_moments(normal(5, 3), normal(5, 0)).best_student().indices.tolist() == [-1] * 3
-
-
-def test_one_sample_has_no_correlation() -> None:
-    t, s = pair(samples=1)
-    moments = cross_moments(t, s)
-    assert moments.correlation().isnan().all()
-    assert [int(x) for x in moments.undefined_nodes()] == [4, 7]
-    assert moments.layer_score().isnan()
-    assert not moments.covered(-1.0).any()
-
-
-def test_best_matches_and_rank() -> None:
-    rho = torch.tensor([[0.2, 0.96, 0.7], [0.55, -0.5, 0.1]], dtype=torch.float64)
-    moments = from_correlation(rho)
-    assert moments.best_student().indices.tolist() == [1, 0]
-    assert moments.best_teacher().indices.tolist() == [1, 0, 0]
-    assert moments.match_counts().tolist() == [[2, 1], [2, 0], [1, 0], [1, 0], [1, 0], [1, 0]]
-    assert moments.match_counts(0.7).tolist() == [1, 0]  # strictly above
-    assert moments.covered((0.5, 0.6)).tolist() == [[True, True], [True, False]]
-    assert moments.coverage((0.5, 0.6)).tolist() == [1.0, 0.5]
-    assert float(moments.layer_score()) == pytest.approx((0.96 + 0.55) / 2)
-    early = from_correlation(torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.2, 0.1]], dtype=torch.float64))
-    assert early.rank_of_winners(moments).tolist() == pytest.approx([2 / 3, 0.0])
-
-
-def test_rank_with_undefined_pairs() -> None:
-    nan = math.nan
-    final = from_correlation(torch.tensor([[0.1, 0.2, 0.9], [0.9, 0.1, 0.2], [nan, nan, nan]], dtype=torch.float64))
-    early = from_correlation(torch.tensor([[0.1, 0.2, nan], [nan, nan, nan], [0.1, 0.2, nan]], dtype=torch.float64))
-    rank = early.rank_of_winners(final)
-    assert rank[0] == pytest.approx(2 / 3)  # the winner was dead: behind both others
-    assert rank[1:].isnan().all()
-    with pytest.raises(ValueError, match="final: got"):
-        early.rank_of_winners(cross_moments(*pair()))
-
-
-def test_statistics_of_a_population_are_those_of_its_students() -> None:
-    t, s = normal(50, 3, seed=1), normal(4, 50, 5, seed=2)
-    s[1, :, 2] = 1.0
-    moments = cross_moments(t, s, coactivation=True)
-    early = cross_moments(t, s.flip(0).contiguous(), coactivation=True)
-    for statistic in (
-        lambda m, e: m.correlation(),
-        lambda m, e: m.best_student().values,
-        lambda m, e: m.best_teacher().indices,
-        lambda m, e: m.match_counts((0.1, 0.2)),
-        lambda m, e: m.coverage((0.1, 0.2)),
-        lambda m, e: m.layer_score(),
-        lambda m, e: m.observation(),
-        lambda m, e: m.undefined_nodes().student,
-        lambda m, e: e.rank_of_winners(m),
-    ):
-        each = torch.stack([statistic(moments[k], early[k]) for k in range(4)])
-        torch.testing.assert_close(statistic(moments, early), each, equal_nan=True)
-    torch.testing.assert_close(moments.success_rate(0.1), (moments.match_counts(0.1) > 0).double().mean(0))
-    with pytest.raises(ValueError, match="no population axis"):
-        moments[0].success_rate()
-    with pytest.raises(ValueError, match="index: got 0; takes moments with a population axis"):
-        moments[0][0]
-
-
-def test_gaussian_closed_forms() -> None:
-    samples, sigma = 200_000, 1.5
-    x = sigma * normal(samples, 6, seed=11)
-    u, v = normal(3, 6, seed=12), normal(5, 6, seed=13)
-    v[0] = u[0]
-    moments = layer_moments(x, (u, None), (v, None), coactivation=True)
-    lengths = u.norm(dim=1)[:, None] * v.norm(dim=1)
-    cos = (u @ v.T / lengths).clamp(-1, 1)
-    theta = cos.arccos()
-    product = sigma**2 * lengths * (theta.sin() + (math.pi - theta) * cos) / (2 * math.pi)
-    mean_u, mean_v = (sigma * w.norm(dim=1) / math.sqrt(2 * math.pi) for w in (u, v))
-    var_u, var_v = (sigma**2 * w.norm(dim=1) ** 2 * (0.5 - 0.5 / math.pi) for w in (u, v))
-    rho = (product - mean_u[:, None] * mean_v) / (var_u[:, None] * var_v).sqrt()
-    both = (math.pi - theta) / (2 * math.pi)
-    # six standard deviations: a fraction has at most 1/(2 sqrt N), a sample correlation of these nodes below 2/sqrt N
-    assert float((moments.coactivation() - both).abs().max()) < 3 / math.sqrt(samples)
-    assert float((moments.activity().student - 0.5).abs().max()) < 3 / math.sqrt(samples)
-    assert float((moments.correlation() - rho).abs().max()) < 12 / math.sqrt(samples)
-    assert float(((moments.student_mean - mean_v) / var_v.sqrt()).abs().max()) < 6 / math.sqrt(samples)
-
-
-def test_overlaps() -> None:
-    t, s = normal(2, 4, seed=1), normal(3, 5, 4, seed=2)
-    result = overlaps(t, s)
-    torch.testing.assert_close(result.teacher_student, torch.einsum("ji,pki->pjk", t, s) / 4)
-    torch.testing.assert_close(result.student_student, torch.einsum("pli,pki->plk", s, s) / 4)
-    torch.testing.assert_close(result.teacher_teacher, t @ t.T / 4)
-    with pytest.raises(ValueError, match="student_weight: got shape"):
-        overlaps(t, s[..., :3])
-
-
 def test_save_and_load(tmp_path) -> None:
     t = normal(50, 3, seed=1)
     for options in ({}, {"coactivation": True, "grams": True}):
@@ -387,6 +215,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path) -> None:
         "missing or unknown names: count, x": lambda: save_file(
             {("x" if name == "count" else name): t for name, t in moments.tensors().items()}, path, marks
         ),
+        "missing or unknown names: luck;": lambda: save_file(moments.tensors() | {"luck": torch.zeros(1)}, path, marks),
         r"teacher_mean: got shape \[9\]; takes shape \[4\]": lambda: save_file(misshapen, path, marks),
         "got dtype torch.float32; takes torch.float64": lambda: save_file(half, path, marks),
     }
