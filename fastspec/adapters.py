@@ -37,11 +37,14 @@ class Tap(Protocol):
 class ReluTap:
     """A tap on a network of this package, which hands out its activations itself; layers are hidden1, hidden2, ..."""
 
-    def __init__(self, network: ReluNetwork):
-        self.network, self.count = network, len(network.layers) - 1
+    def __init__(self, side: str, network: ReluNetwork):
+        self.side, self.network, self.count = side, network, len(network.layers) - 1
 
     def __call__(self, x: Tensor) -> Hidden:
-        activations, output = self.network.activations_and_output(x)
+        try:
+            activations, output = self.network.activations_and_output(x)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{self.side}, {error}") from None
         return Hidden([f"hidden{i + 1}" for i in range(self.count)], activations, output)
 
     def __enter__(self) -> ReluTap:
@@ -173,7 +176,7 @@ def forward(side: str, network: nn.Module, x: Tensor) -> Any:
 
 
 def _default_tap(side: str, network: nn.Module) -> Tap:
-    return ReluTap(network) if isinstance(network, ReluNetwork) else HookTap(side, network, None)
+    return ReluTap(side, network) if isinstance(network, ReluNetwork) else HookTap(side, network, None)
 
 
 def _pairs(layers: Layers) -> list[tuple[str, str]]:

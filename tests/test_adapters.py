@@ -260,10 +260,12 @@ class Calls(nn.Module):
         self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
         self.relu, self.unused = nn.ReLU(), nn.Linear(6, 6)
         self.recurrent = nn.LSTM(6, 6)
-        self.total = Sum()
+        self.halves, self.total = nn.Unflatten(0, (-1, 2)), Sum()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.total(self.recurrent(self.relu(self.second(self.relu(self.first(x)))))[0])
+        x = self.relu(self.second(self.relu(self.first(x))))
+        self.halves(x)
+        return self.total(self.recurrent(x)[0])
 
 
 class Sum(nn.Module):
@@ -309,6 +311,7 @@ def test_bad_layers(teacher, student, case: str) -> None:
         (["relu"], ValueError, "layers, teacher's 'relu': got a second call in one forward pass"),
         (["unused"], ValueError, "layers, teacher's 'unused': got no call in the forward pass"),
         (["recurrent"], TypeError, "layers, teacher's 'recurrent': got an output of type tuple"),
+        (["halves"], ValueError, r"layers, teacher's 'halves': got an output of shape \[2, 2, 6\]; takes \[4, nodes"),
         (["total"], ValueError, r"layers, teacher's 'total': got an output of shape \[4\]; takes \[4, nodes"),
     ],
 )
@@ -336,6 +339,11 @@ def test_inputs_that_do_not_fit_the_network(teacher, student) -> None:
         measure(teacher, student, [images(2), with_nan(2)])
     with pytest.raises(TypeError, match=r"data, batch 0: got dtype torch.float64; takes the dtype of student"):
         measure(teacher, student.float(), images())
+
+
+def test_inputs_that_do_not_fit_an_own_network_name_its_side(teacher) -> None:
+    with pytest.raises(ValueError, match=r"student, x: got shape \[11, 3, 12, 12\]; takes \[samples, 6\]"):
+        measure(teacher, MLP([6, 3, 3, 3, CLASSES], dtype=torch.float64), images())
 
 
 def test_activations_that_are_not_finite_name_batch_layer_and_side(teacher, student) -> None:
