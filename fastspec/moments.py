@@ -22,7 +22,7 @@ SideInputs = tuple[Tensor, Tensor, Tensor | None]  # input [*P, samples, inputs]
 OPTIONAL = ("coactive", "teacher_gram", "student_gram")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CrossMoments:
     """Moments of `m` teacher nodes against `n` student nodes; `*P` is the population axis, if there is one.
 
@@ -117,6 +117,12 @@ class CrossMoments:
         """The same moments on another device."""
         return self._map(lambda name, tensor: tensor.to(device))
 
+    def __repr__(self) -> str:
+        m, n = self.cross_scatter.shape[-2:]
+        students = "" if self.population is None else f" of each of {self.population} students"
+        kept = [f", {name}" for name in OPTIONAL if getattr(self, name) is not None]
+        return f"CrossMoments({self.count} samples, {m} teacher nodes, {n} student nodes{students}{''.join(kept)})"
+
     @property
     def population(self) -> int | None:
         """The number of students, or None where there is no population axis."""
@@ -130,6 +136,8 @@ class CrossMoments:
         """The moments of chosen students of the population: an int drops the axis, a slice or index tensor keeps it."""
         if self.population is None:
             refuse("index", repr(index), "moments with a population axis; these are of a single student")
+        if not isinstance(index, (int, slice, Tensor)):
+            refuse("index", repr(index), "an int, a slice or a tensor of indices", TypeError)
         shared = ("count", "teacher_mean", "teacher_scatter", "teacher_active", "teacher_gram")
         return self._map(lambda name, tensor: tensor if name in shared else tensor[index])
 
@@ -168,7 +176,8 @@ def cross_moments(
 
     teacher_activations: [samples, m] or [samples, m, *space]; every position counts as a sample.
     student_activations: [*P, samples, n] or [*P, samples, n, *space], of the same dtype (float64, float32, float16 or
-    bfloat16) and device; any strides.
+    bfloat16) and device; any strides. Products are formed in float32 (float64 for float64), in full precision for
+    activations between about 1e-15 and 1e15 (1e-140 and 1e140) in size.
     coactivation: also count, for every pair, the samples where both are active.
     grams: also keep the scatter within each network, for CKA and CCA.
     To compare a network with itself pass it twice.

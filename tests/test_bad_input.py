@@ -99,6 +99,7 @@ OF_MOMENTS: list[Case] = [
     ("final", "widths", lambda: moments.rank_of_winners(fs.cross_moments(t, t))),
     ("other", "widths", lambda: moments + fs.cross_moments(t, t)),
     ("index", "no population", lambda: moments.student(0)),
+    ("index", "two axes", lambda: fs.cross_moments(t, s[None])[0, 1]),  # type: ignore[index]
 ]
 OF_LAYERS: list[Case] = [
     ("teacher_input", "rank", layer(x=x[0])),

@@ -120,6 +120,12 @@ def test_a_population_is_its_students_one_by_one(own_inputs: bool) -> None:
     assert_same(population[torch.tensor([3, 0])], cross_moments(t, s[[3, 0]], **options))
 
 
+def test_moments_say_what_they_are_of() -> None:
+    moments = cross_moments(normal(9, 3), normal(2, 9, 5), coactivation=True)
+    assert repr(moments) == "CrossMoments(9 samples, 3 teacher nodes, 5 student nodes of each of 2 students, coactive)"
+    assert repr(moments[0].to("meta")).endswith("3 teacher nodes, 5 student nodes, coactive)")
+
+
 def test_layer_moments_are_those_of_the_activations() -> None:
     x = normal(50, 6, seed=1)
     teacher, student = (normal(3, 6, seed=2), normal(3, seed=3)), (normal(2, 5, 6, seed=4), None)
