@@ -106,6 +106,12 @@ def test_all_directions_of_a_small_set_are_found():
     )
 
 
+def test_directions_are_told_apart_beyond_rounding():
+    tenths = [i / 10 for i in range(1, 10)]  # (.1, .3) and (.3, .9) have quotients of different last bits
+    with pytest.raises(ValueError, match="m: got 56; takes at most 55, the directions"):
+        separated_vectors("m", 56, 2, tenths, generator(0, "test"))
+
+
 def test_drawn_and_enumerated_vectors_have_one_distribution():
     # 9^6 vectors are drawn, 9^5 are enumerated; each value of the set is equally likely in both
     for dim in (5, 6):
