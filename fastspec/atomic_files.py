@@ -11,6 +11,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     """Let `write` make a file beside `path`, see it to the disk, and move it there.
 
     The permissions are those of any new file of this process, whatever `write` gave it.
+    Raises OSError, naming the file, where it cannot be written; an earlier file of that name is then as it was.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -22,5 +23,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
         partial.replace(target)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise OSError(f"file {str(target)!r}: got {got}; takes a folder to write to, and room on its disk") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +14,12 @@ from fastspec.batches import Batch, Data, gather, read
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
 from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
+from fastspec.workers import workers
 
-ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations alive at one time
+ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
+SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
+SLAB_SAMPLES = 384  # at a time, as many as the kernel packs together
 
 
 def measure_layers(
@@ -31,17 +36,14 @@ def measure_layers(
 
     teacher: plain linear layers, lowest first; all but the last are followed by a ReLU. stacks: the same of the
     students, whose weights [P, out, in] and biases [P, out] may have a population axis. At most `batch_size` samples go
-    through at a time, fewer for wide networks, and at most as many students as keep memory near `ACTIVATION_BYTES`.
+    through at a time, fewer for wide networks. Populations are cut into slabs of students for the threads of torch.
     """
     _check_layers("teacher", teacher)
     for stack in stacks:
         _check_layers("student", stack)
         _check_pair(teacher, stack)
-    samples = min([batch_size, *(max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack)) for stack in stacks)])
-    passes = [
-        [_Pass(teacher, slab, negative_slope, options) for slab in _slabs(stack, ACTIVATION_BYTES // samples)]
-        for stack in stacks
-    ]
+    passes = [[_Pass(teacher, slab, negative_slope, options) for slab in _slabs(stack)] for stack in stacks]
+    slabs = [slab for stack in reversed(passes) for slab in stack]  # the widest first, for an even end
     weight = teacher[0][0]
 
     def check(place: str, x: Tensor) -> None:
@@ -50,15 +52,14 @@ def measure_layers(
         if x.shape[1] != weight.shape[1]:
             refuse(place, shape(x), f"[samples, {weight.shape[1]}], the inputs of the networks")
 
-    for batch in gather(read(data, batch_size, check, progress), samples):
-        for slabs in passes:
-            for slab in slabs:
-                slab.add(batch)
+    with workers(len(slabs)) as spread:
+        for batch in gather(read(data, batch_size, check, progress), batch_size):
+            spread(partial(_Pass.add, batch=batch), slabs)
     return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
 
 
 class _Pass:
-    """The running measurement of one teacher against one slab of students."""
+    """The running measurement of one teacher against one student, or one slab of students."""
 
     def __init__(
         self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
@@ -70,26 +71,41 @@ class _Pass:
         self.loss = torch.zeros((), dtype=torch.float64, device=teacher[0][0].device)  # [*P], summed over the samples
 
     def add(self, batch: Batch) -> None:
-        pair = batch.x, batch.x  # teacher [samples, inputs], student [*P, samples, inputs] from the second layer on
+        for x in batch.x.split(_samples(self.student)):
+            self._add(x, batch.place)
+
+    def _add(self, x: Tensor, place: str) -> None:
+        pair = x, x  # teacher [samples, inputs], student [*P, samples, inputs] from the second layer on
         for i in range(len(self.teacher) - 1):
             name = f"hidden{i + 1}"
             try:
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
-                raise ValueError(f"{batch.place}, {name}: {error}") from None
+                raise ValueError(f"{place}, {name}: {error}") from None
             self.moments[name] = self.moments[name] + moments if name in self.moments else moments
         outputs = [_linear(x, *layer) for x, layer in zip(pair, (self.teacher[-1], self.student[-1]), strict=True)]
-        self.loss = self.loss + summed_loss(batch.place, *outputs)
-        self.samples += len(batch.x)
+        self.loss = self.loss + summed_loss(place, *outputs)
+        self.samples += len(x)
 
     def finish(self) -> Measurement:
         return Measurement(self.moments, self.loss / self.samples, self.samples)
 
 
 def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
-    """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64."""
-    axes = tuple(range(student.dim() - teacher.dim(), student.dim()))
-    loss = (student.double() - teacher.double()).square_().sum(axes) / 2
+    """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64.
+
+    Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
+    """
+    samples = student.dim() - teacher.dim()  # the axis
+
+    def summed(dtype: torch.dtype) -> Tensor:
+        residual = student.to(dtype) - teacher.to(dtype)
+        rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
+        return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
+
+    loss = summed(torch.promote_types(student.dtype, torch.float32))
+    if not loss.isfinite().all():
+        loss = summed(torch.float64)  # squares beyond float32
     if not loss.isfinite().all():
         for side, output in (("teacher", teacher), ("student", student)):
             check_finite(f"{place}, outputs of the {side}", output)
@@ -99,23 +115,34 @@ def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [*P, samples, inputs], weight [*P, outputs, inputs], bias [*P, outputs] -> [*P, samples, outputs]."""
-    product = x @ weight.mT
-    return product if bias is None else product + bias.unsqueeze(-2)
+    if bias is None:
+        return x @ weight.mT
+    return (torch.addmm if weight.dim() == 2 else torch.baddbmm)(bias.unsqueeze(-2), x, weight.mT)
 
 
-def _slabs(stack: Sequence[Layer], bytes_per_sample: int) -> list[list[Layer]]:
-    """The students of a stack in slabs whose activations of one sample fit into `bytes_per_sample`."""
+def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
+    """The students of a stack in slabs of about one size, whose activations stay in a core's cache."""
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
-    students = max(1, bytes_per_sample // _bytes(stack))
-    starts = range(0, len(weight), students)
-    return [[(w[k : k + students], None if b is None else b[k : k + students]) for w, b in stack] for k in starts]
+    slabs = math.ceil(len(weight) * SLAB_SAMPLES * _bytes(stack) / SLAB_BYTES)
+    each = math.ceil(len(weight) / min(slabs, len(weight)))
+    return [
+        [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
+        for k in range(0, len(weight), each)
+    ]
+
+
+def _samples(stack: Sequence[Layer]) -> int:
+    """How many samples go through a stack at a time."""
+    if stack[0][0].dim() == 3:
+        return SLAB_SAMPLES
+    return max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack))
 
 
 def _bytes(stack: Sequence[Layer]) -> int:
-    """An upper bound on the bytes of one student's activations of one sample; the loss needs float64 outputs."""
-    return 8 * sum(weight.shape[-2] for weight, _ in stack)
+    """The bytes of one student's activations and outputs of one sample."""
+    return sum(weight.shape[-2] * weight.element_size() for weight, _ in stack)
 
 
 def _side_by_side(slabs: list[Measurement]) -> Measurement:

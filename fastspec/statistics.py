@@ -87,12 +87,21 @@ def best_student(moments: CrossMoments) -> Best:
 
     Undefined pairs are passed over; a teacher node without a defined pair has value NaN and index -1.
     """
-    return _best(correlation(moments))
+    return best(correlation(moments))
 
 
 def best_teacher(moments: CrossMoments) -> Best:
     """The best teacher of every student node, `max_j rho[j, k]`: values and indices [*P, n]; as `best_student`."""
-    return _best(correlation(moments).mT)
+    return best(correlation(moments).mT)
+
+
+def best(rho: Tensor) -> Best:
+    """Maxima of correlations over the last axis, and their places; as `best_student`."""
+    if rho.shape[-1] == 0:
+        return Best(rho.new_full(rho.shape[:-1], torch.nan), rho.new_full(rho.shape[:-1], -1, dtype=torch.int64))
+    values, indices = rho.nan_to_num(nan=-torch.inf).max(-1)
+    none = values == -torch.inf
+    return Best(values.masked_fill(none, torch.nan), indices.masked_fill(none, -1))
 
 
 def layer_score(moments: CrossMoments) -> Tensor:
@@ -138,8 +147,13 @@ def rank_of_winners(moments: CrossMoments, final: CrossMoments) -> Tensor:
     if moments.cross_scatter.shape != final.cross_scatter.shape:
         got, takes = list(final.cross_scatter.shape), list(moments.cross_scatter.shape)
         refuse("final", f"[*population, teacher, student] of {got}", f"{takes}, as in the earlier moments")
-    winner = best_student(final).indices.unsqueeze(-1)  # [*P, m, 1]
-    rho = correlation(moments).nan_to_num(nan=-torch.inf)
+    return rank_of(best_student(final).indices, correlation(moments))
+
+
+def rank_of(winner: Tensor, rho: Tensor) -> Tensor:
+    """The rank of students `winner` [*P, m], -1 for none, by correlations [*P, m, n]: as in `rank_of_winners`."""
+    winner = winner.unsqueeze(-1)  # [*P, m, 1]
+    rho = rho.nan_to_num(nan=-torch.inf)
     ahead = rho > rho.gather(-1, winner.clamp(min=0))
     rank = ahead.double().mean(-1)
     unknown = (winner.squeeze(-1) < 0) | (rho == -torch.inf).all(-1)
@@ -200,15 +214,6 @@ def constant_nodes(moments: CrossMoments) -> tuple[Tensor, Tensor]:
         constant(moments.teacher_mean, moments.teacher_scatter),
         constant(moments.student_mean, moments.student_scatter),
     )
-
-
-def _best(rho: Tensor) -> Best:
-    """Maxima over the last axis that pass NaN over."""
-    if rho.shape[-1] == 0:
-        return Best(rho.new_full(rho.shape[:-1], torch.nan), rho.new_full(rho.shape[:-1], -1, dtype=torch.int64))
-    values, indices = rho.nan_to_num(nan=-torch.inf).max(-1)
-    none = values == -torch.inf
-    return Best(values.masked_fill(none, torch.nan), indices.masked_fill(none, -1))
 
 
 def _levels(thresholds: float | Sequence[float]) -> Sequence[float]:

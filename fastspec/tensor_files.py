@@ -17,12 +17,19 @@ VERSION = "1"
 
 def save_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write `tensors` to `path`, marked as the fastspec object `kind`; the file appears whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(plain, partial, metadata=marks)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
     # clones: safetensors refuses tensors that share storage
     plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     marks = {**metadata, "fastspec": kind, "version": VERSION}
-    write_atomically(path, lambda partial: save_file(plain, partial, metadata=marks))
+    write_atomically(path, write)
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -21,7 +21,7 @@ FLOORS = {  # as CONTRIBUTING.md draws them; the first name that fits
         "tables"),
     2: ("moments", "statistics", "merging", "networks", "relu_network", "initialization", "pruning", "populations",
         "teachers", "data", "image_files"),
-    1: ("ops", "config", "progress", "tensor_files", "atomic_files", "randomness"),
+    1: ("ops", "config", "progress", "tensor_files", "atomic_files", "randomness", "workers"),
 }  # fmt: skip
 
 

@@ -13,11 +13,11 @@ from fastspec.networks import MLP
 if TYPE_CHECKING:
     import xarray as xr
 
-Array = tuple[tuple[str, ...], float, str]  # dimensions, what fills it, what it means
+Array = tuple[tuple[str, ...], float | np.generic, str]  # dimensions, what fills it, what it means
 
 
 def labelled(coordinates: Mapping[str, Sequence[float]], arrays: Mapping[str, Array]) -> xr.Dataset:
-    """A data set of filled arrays of float64, or of int64 where an integer fills them."""
+    """A data set of filled arrays of the dtype of what fills them: float64 and int64 for Python's numbers."""
     import xarray as xr
 
     sizes = {name: len(values) for name, values in coordinates.items()}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -19,10 +21,11 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.files import load_data, load_student, load_teacher
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.summary import print_summary
-from fastspec.experiments.two_layer import TwoLayer
+from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.ops.checks import refuse
 
 RUNS = Path("fastspec-runs")
+PRESETS = {"icml2020": ICML2020}
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 ABOUT = """Which student node has become which teacher node, when, and why?
 
@@ -40,10 +43,17 @@ def demo(out: Path = RUNS / "demo", overwrite: bool = False) -> None:
     _run(Demo(), out, overwrite)
 
 
-def two_layer(experiment: OmitArgPrefixes[TwoLayer], out: Path = RUNS / "two-layer", overwrite: bool = False) -> None:
+def two_layer(
+    experiment: OmitArgPrefixes[TwoLayer],
+    preset: Literal["icml2020"] | None = None,
+    out: Path = RUNS / "two-layer",
+    overwrite: bool = False,
+) -> None:
     """Populations of two-layer students learn separated two-layer teachers, over any grid.
 
     Args:
+        preset: Start from the options of a published study, in a folder of its name: icml2020 is the two-layer study of
+            Student Specialization. Options beside it replace its own.
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """
@@ -112,13 +122,29 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
+    """The commands, with the defaults of the preset that the call names."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--preset", choices=PRESETS)
+    try:
+        preset = parser.parse_known_args(given)[0].preset
+    except argparse.ArgumentError:
+        return COMMANDS  # where the mistake is explained
+    if preset is None:
+        return COMMANDS
+    started = partial(two_layer, experiment=PRESETS[preset], out=RUNS / f"two-layer-{preset}")
+    return {**COMMANDS, "two-layer": started}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, 2 for a mistake in the call, 1 for another error, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or os.environ.get("FASTSPEC_DEBUG", "0") not in ("", "0")
     given = [argument for argument in given if argument != "--debug"] or ["--help"]
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fastspec", description=ABOUT, args=given, config=STYLE)
+        tyro.extras.subcommand_cli_from_dict(
+            commands(given), prog="fastspec", description=ABOUT, args=given, config=STYLE
+        )
     except (ValueError, TypeError, OSError) as error:
         if debug:
             traceback.print_exc()

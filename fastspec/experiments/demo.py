@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from fastspec.experiments.console import Console
 from fastspec.experiments.digits import Digits
-from fastspec.experiments.experiment import one_thread
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.two_layer import TwoLayer
 
@@ -28,7 +27,6 @@ class Demo:
     gaussian: TwoLayer = field(default_factory=_reduced)
     digits: Digits = field(default_factory=Digits)
 
-    @one_thread()
     def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> RunFolder:
         """Run both parts in the folder `out`, or go on there."""
         self.gaussian.check()

@@ -41,6 +41,7 @@ class Digits(Experiment):
     """
 
     name: ClassVar[str] = "digits"
+    single_threaded: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = (50, 50, 50)
     """Nodes of the teacher's hidden layers."""

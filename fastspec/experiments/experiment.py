@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from fastspec.experiments.console import Console
 from fastspec.experiments.results import RunFolder
+from fastspec.workers import one_thread
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch: products of this size take longer on two, and much longer on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -35,6 +23,7 @@ class Experiment(ABC):
     """A frozen dataclass of options: the Python call, the command line and the saved configuration."""
 
     name: ClassVar[str]
+    single_threaded: ClassVar[bool] = False  # products too small for two threads, which a busy machine slows further
 
     @abstractmethod
     def check(self) -> None:
@@ -44,7 +33,6 @@ class Experiment(ABC):
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
         """Results and weights; finished parts are kept in the folder, and those found there are not made again."""
 
-    @one_thread()
     def run(self, out: str | os.PathLike, *, overwrite: bool = False, console: Console | None = None) -> xr.Dataset:
         """Run in the folder `out`, or go on there; the labelled results, also saved (see `RunFolder`).
 
@@ -52,10 +40,11 @@ class Experiment(ABC):
         """
         self.check()
         console = console or Console(quiet=True)
-        folder = RunFolder.start(out, self.name, asdict(self), overwrite=overwrite)
-        if folder.finished:
-            console.say(f"{folder.path}: finished before, nothing to do")
-            return folder.results()
-        with console.interruptible():
-            results, weights = self.work(folder, console)
-        return folder.finish(results, weights)
+        with one_thread() if self.single_threaded else nullcontext():
+            folder = RunFolder.start(out, self.name, asdict(self), overwrite=overwrite)
+            if folder.finished:
+                console.say(f"{folder.path}: finished before, nothing to do")
+                return folder.results()
+            with console.interruptible():
+                results, weights = self.work(folder, console)
+            return folder.finish(results, weights)

@@ -15,8 +15,8 @@ from fastspec import config
 from fastspec.ops import library
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, commit, device, dtype, threads and date, as JSON takes them."""
+def provenance(dtype: str | None = None) -> dict[str, Any]:
+    """Versions, commit, device, dtype (torch's default where none is given), threads and date, as JSON takes them."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "fastspec": config.version(),
@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: metadata.version(name) for name in ("torch", "numpy", "xarray")},
         "device": f"cpu: {config.cpu_name()}",
-        "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "dtype": dtype or str(torch.get_default_dtype()).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "native code": library.native_error() or "in use",
     }

@@ -3,12 +3,14 @@
 config.json           the experiment's dataclass and its provenance
 results.nc            labelled arrays (xarray, netCDF-4)
 weights.safetensors   teachers and students
+timings.json          wall seconds of the parts of a run, where it takes them
 figures/, report.*    drawn from the files above
 parts/                finished parts and checkpoints of a run under way
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 VERSION = "1"
 ENGINE: Literal["h5netcdf"] = "h5netcdf"
 SMALL = 1000  # elements; arrays up to here take less room uncompressed, in one piece
-CONFIG, RESULTS, WEIGHTS, PARTS = "config.json", "results.nc", "weights.safetensors", "parts"
-OWNED = (CONFIG, RESULTS, WEIGHTS, PARTS, "figures", "report.md", "report.html")  # what --overwrite removes
+CONFIG, RESULTS, WEIGHTS, TIMINGS, PARTS = "config.json", "results.nc", "weights.safetensors", "timings.json", "parts"
+OWNED = (CONFIG, RESULTS, WEIGHTS, TIMINGS, PARTS, "figures", "report.md", "report.html")  # what --overwrite removes
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class RunFolder:
             refuse("out", f"{str(root)!r}, a folder with other files", "a new or empty folder, or that of a run")
         elif root.exists() and not root.is_dir():
             refuse("out", f"{str(root)!r}, a file", "a folder")
-        folder = cls(root, experiment, asked, provenance())
+        folder = cls(root, experiment, asked, provenance(asked.get("dtype")))
         folder.write_config()
         return folder
 
@@ -106,8 +108,8 @@ class RunFolder:
         """
         save_tensors(self.path / WEIGHTS, "weights of a run", weights, experiment=self.experiment)
         marked = results.assign_attrs(fastspec="results", version=VERSION, experiment=self.experiment)
-        packed = {name: {"zlib": True} for name, array in marked.items() if array.size > SMALL}
-        write_atomically(self.path / RESULTS, lambda partial: marked.to_netcdf(partial, engine=ENGINE, encoding=packed))
+        content = netcdf(marked)
+        write_atomically(self.path / RESULTS, lambda partial: partial.write_bytes(content))
         _remove(self.path / PARTS)
         return marked
 
@@ -127,6 +129,18 @@ class RunFolder:
         if marks != {"fastspec": "results", "version": VERSION, "experiment": self.experiment}:
             refuse(name, f"a netCDF file marked {marks}", takes)
         return results
+
+
+def netcdf(dataset: xr.Dataset) -> bytes:
+    """A data set as the bytes of a netCDF-4 file. HDF5 writes them to memory: it may crash where a disk is full."""
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    packed = {name: {"zlib": True} for name, array in dataset.items() if array.size > SMALL}
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file), encoding=packed)
+    return buffer.getvalue()
 
 
 def _claimed(file: Path) -> dict[str, Any]:

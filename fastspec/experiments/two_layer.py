@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastspec import data, teachers
+from fastspec import data
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
+from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Console
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_grid, check_not_negative
-from fastspec.experiments.results import RunFolder
-from fastspec.measure import measure
-from fastspec.networks import MLP
-from fastspec.ops.checks import check_integer, check_real
+from fastspec.experiments.results import TIMINGS, RunFolder
+from fastspec.experiments.two_layer_job import Job
+from fastspec.ops.checks import check_integer, check_real, refuse
 from fastspec.populations import Population
-from fastspec.tensor_files import load_tensors, save_tensors
-from fastspec.training import train_two_layer
 
 if TYPE_CHECKING:
     import xarray as xr
 
-GRID = ("teacher_nodes", "strength_decay", "multi", "seed")
-PART = "measurement of a two-layer run"
+GRID = ("strength_decay", "teacher_nodes", "multi", "seed")
+LEVELS = (0.0, 0.5, 0.8)  # of correlation, beside the threshold, at which a teacher's students are counted
+GRADIENTS = (0.01, 0.05, 0.2, 0.5, 1.0)  # of all steps: where per-sample gradients are measured
 TRAIN_SEED, EVALUATION_SEED = 0, 1  # of the two Gaussian data sets
-
-
-class Job(NamedTuple):
-    """One teacher, and the population of students that learns it."""
-
-    nodes: int
-    decay: float
-
-    @property
-    def name(self) -> str:
-        return f"m{self.nodes}-decay{self.decay:g}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +76,12 @@ class TwoLayer(Experiment):
     """Seed of the teachers' weights."""
     measurements: int = 24
     """How many times to measure: at the start, and at steps evenly spaced on a logarithmic axis."""
+    measure_every: int = 0
+    """Measure every so many steps instead, an epoch of the results; in the first one also after 1/32, 1/16, ... 1/2."""
+    followed_seeds: int = 1
+    """Students of every multiple whose single nodes are recorded at every measurement, with seeds from 0."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of data, weights and training."""
     threshold: float = 0.95
     """Correlation above which a student node covers a teacher node."""
 
@@ -100,150 +93,158 @@ class TwoLayer(Experiment):
             check_integer(name, getattr(self, name))
         for name in ("measurements", "evaluation_samples"):
             check_integer(name, getattr(self, name), 2)
+        check_integer("measure_every", self.measure_every, 0, self.steps)
+        check_integer("followed_seeds", self.followed_seeds, 0, self.seeds)
         for name in ("lr", "weight_decay", "momentum"):
             check_not_negative(name, getattr(self, name))
         for name in ("data_std", "init_std"):
             check_real(name, getattr(self, name), "a number above 0", np.nextafter(0, 1))
         check_real("threshold", self.threshold, "a number from 0 to 1", 0.0, 1.0)
+        if self.dtype not in ("float32", "float64"):
+            refuse("dtype", repr(self.dtype), "'float32' or 'float64'")
 
     @property
     def snapshots(self) -> list[int]:
         """The steps at which students are measured."""
+        if self.measure_every:
+            epoch = self.measure_every
+            return sorted({*range(0, self.steps, epoch), *(epoch >> k for k in range(1, 6)), self.steps})
         return logarithmic_steps(self.steps, self.measurements)
 
+    @property
+    def gradient_steps(self) -> set[int]:
+        """The snapshots at which per-sample gradients are measured."""
+        return {min(self.snapshots, key=lambda step: abs(step - share * self.steps)) for share in GRADIENTS}
+
+    @property
+    def levels(self) -> list[float]:
+        """Correlations at which the students of a teacher node are counted."""
+        return sorted({*LEVELS, self.threshold})
+
+    def followed(self, students: Population) -> list[int]:
+        """The students whose single nodes are recorded."""
+        return [k for k, seed in enumerate(students.labels["seed"]) if seed < self.followed_seeds]
+
     def jobs(self) -> list[Job]:
-        return [Job(m, p) for m in self.teacher_nodes for p in self.teacher_strength_decay]
+        return [Job(self, p, m) for m in self.teacher_nodes for p in self.teacher_strength_decay]
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
+        dtype = getattr(torch, self.dtype)
+        x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED, dtype=dtype)
+        held_out = data.gaussian(
+            self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED, dtype=dtype
+        )
+        jobs = self.jobs()
+        with console.study({job.name: job.cost for job in jobs}) as study:
+            clock = Clock(folder.path / TIMINGS)
+            for job in jobs:
+                if job.finished(folder):
+                    study.found(job.name)
+                    job.clean(folder)
+                    continue
+                with study.job(job.name) as advance:
+                    job.work(folder, x, held_out, advance, clock)
+                took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.seconds[job.name].items())
+                console.say(f"{job.name}: {took}")
         results = self._empty()
         weights: dict[str, Tensor] = {}
-        x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED)
-        held_out = data.gaussian(self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED)
-        for job in self.jobs():
-            teacher = teachers.two_layer(
-                self.inputs, job.nodes, self.outputs, strength_decay=job.decay, seed=self.teacher_seed
-            )
-            students = self._train(folder, job, teacher, x, held_out, console)
-            for step in self.snapshots:
-                found, _ = load_tensors(_path(folder, job, step), PART)
-                self._insert(results, job, step, found, students)
-            weights |= _weights(job, teacher, students)
+        for job in jobs:
+            students, found = job.found(folder)
+            self._insert(results, job, students, found)
+            weights |= _weights(job, students)
         return results, weights
-
-    def _train(
-        self, folder: RunFolder, job: Job, teacher: MLP, x: Tensor, held_out: Tensor, console: Console
-    ) -> Population:
-        """The trained students of one job; every measurement is a part in the folder."""
-        done, checkpoint = folder.part(f"{job.name}.students.safetensors"), folder.part(f"{job.name}.checkpoint")
-        if done.exists():
-            return Population.load(done)
-
-        def on_snapshot(step: int, students: Population, diverged_step: Tensor) -> None:
-            found = _measured(teacher, students, held_out, diverged_step)
-            save_tensors(_path(folder, job, step), PART, found)
-
-        def train() -> Population:
-            start = Population.two_layer(teacher, multi=self.multi, seeds=range(self.seeds), std=self.init_std)
-            title = f"{len(start)} students, {job.nodes} teacher nodes, decay {job.decay:g}"
-            with console.stage(title) as advance:
-                return train_two_layer(
-                    teacher,
-                    start,
-                    x,
-                    steps=self.steps,
-                    batch_size=self.batch_size,
-                    lr=self.lr,
-                    weight_decay=self.weight_decay,
-                    momentum=self.momentum,
-                    normalize=self.normalize,
-                    snapshots=self.snapshots,
-                    on_snapshot=on_snapshot,
-                    checkpoint=checkpoint,
-                    progress=advance,
-                ).population
-
-        students = train()
-        if not all(_path(folder, job, step).exists() for step in self.snapshots):
-            checkpoint.unlink()  # an interruption at the wrong moment has cost a measurement
-            students = train()
-        students.save(done)
-        checkpoint.unlink()
-        return students
 
     def _empty(self) -> xr.Dataset:
         """The results, with NaN or -1 wherever nothing is known or there is no such node."""
-
-        step, teacher, student = (*GRID, "step"), (*GRID, "step", "teacher"), (*GRID, "student")
-        return labelled(
+        nan, none = np.float32(np.nan), np.int32(-1)
+        step, student = (*GRID, "step"), (*GRID, "student")
+        teacher, level = (*step, "teacher"), (*step, "level", "teacher")
+        node = (*GRID[:-1], "followed", "step", "student")
+        results = labelled(
             {
-                "teacher_nodes": self.teacher_nodes,
                 "strength_decay": self.teacher_strength_decay,
+                "teacher_nodes": self.teacher_nodes,
                 "multi": self.multi,
                 "seed": range(self.seeds),
                 "step": self.snapshots,
                 "teacher": range(max(self.teacher_nodes)),
                 "student": range(max(self.teacher_nodes) * max(self.multi)),
+                "level": self.levels,
+                "followed": range(self.followed_seeds),
             },
             {
                 "loss": (step, np.nan, "mean over held-out samples of 1/2 |teacher - student|^2"),
+                "loss_train": (step, np.nan, "the same over training samples"),
                 "constant_students": (step, -1, "student nodes that are constant over the held-out samples"),
-                "best_correlation": (teacher, np.nan, "largest correlation of a teacher node with a student node"),
-                "best_student": (teacher, -1, "the student node of best_correlation, -1 for none"),
-                "max_correlation": (student, np.nan, "largest correlation of a student node with a teacher node"),
-                "best_teacher": (student, -1, "the teacher node of max_correlation, -1 for none"),
-                "fan_out": (student, np.nan, "norm of a student node's fan-out"),
+                "gradient_max": (step, np.nan, "largest |g_1| of a training sample and node, NaN where not measured"),
+                "gradient_rms": (step, np.nan, "root mean square over training samples of the norm of g_1"),
+                "best_correlation": (teacher, nan, "largest correlation of a teacher node with a student node"),
+                "best_correlation_train": (teacher, nan, "the same over training samples"),
+                "best_student": (teacher, none, "the student node of best_correlation, -1 for none"),
+                "sine": (teacher, nan, "sine of the angle between the fan-ins of a teacher node and its best_student"),
+                "rank": (teacher, nan, "share of student nodes that correlate better than the final best_student"),
+                "students": (level, none, "student nodes whose best teacher it is, with a correlation above level"),
+                "max_correlation": (student, nan, "largest correlation of a student node with a teacher node"),
+                "best_teacher": (student, none, "the teacher node of max_correlation, -1 for none"),
+                "fan_out": (student, nan, "norm of a student node's fan-out"),
+                "node_correlation": (node, nan, "max_correlation at every measurement, of followed seeds"),
+                "node_teacher": (node, none, "best_teacher at every measurement, of followed seeds"),
+                "node_correlation_first": (node, nan, "correlation with teacher node 0, of followed seeds"),
+                "node_fan_out": (node, nan, "fan_out at every measurement, of followed seeds"),
                 "diverged_step": (GRID, -1, "step at which a student diverged and stopped, -1 for none"),
             },
         )
+        if self.measure_every:
+            results = results.assign_coords(epoch=("step", np.array(self.snapshots) / self.measure_every))
+        return results
 
-    def _insert(self, results: xr.Dataset, job: Job, step: int, found: dict[str, Tensor], students: Population) -> None:
-        """Put the measurement of one step in its place, and with the last one what is known of single nodes."""
-        grid = len(self.multi), self.seeds  # the order of the students
+    def _insert(self, results: xr.Dataset, job: Job, students: Population, found: dict[str, Tensor]) -> None:
+        """Put the findings of a job in their place."""
         at: dict[str, Any] = {"teacher_nodes": job.nodes, "strength_decay": job.decay}
-        for name in ("loss", "constant_students"):
-            results[name].loc[{**at, "step": step}] = found[name].view(grid).numpy()
-        for name in ("best_correlation", "best_student"):
-            place = {**at, "step": step, "teacher": slice(0, job.nodes - 1)}
-            results[name].loc[place] = found[name].view(*grid, job.nodes).numpy()
-        if step < self.steps:
-            return
-        results["diverged_step"].loc[at] = found["diverged_step"].view(grid).numpy()
-        fan_out = students.fan_out()
-        for k, (multi, seed) in enumerate(zip(students.labels["multi"], students.labels["seed"], strict=True)):
+        grid = len(self.multi), self.seeds  # the order of the students
+        for name in ("loss", "loss_train", "constant_students", "gradient_max", "gradient_rms"):
+            results[name].loc[at] = found[name].T.unflatten(0, grid).numpy()
+        for name in ("best_correlation", "best_correlation_train", "best_student", "sine", "rank", "students"):
+            place = {**at, "teacher": slice(0, job.nodes - 1)}
+            results[name].loc[place] = found[name].movedim(0, 1).unflatten(0, grid).numpy()
+        results["diverged_step"].loc[at] = found["diverged_step"][-1].view(grid).numpy()
+        found["fan_out"] = found["final_fan_out"]
+        labels = list(zip(students.labels["multi"], students.labels["seed"], strict=True))
+        for k, (multi, seed) in enumerate(labels):
             nodes = {**at, "multi": multi, "seed": seed, "student": slice(0, students.widths[k] - 1)}
-            for name in ("max_correlation", "best_teacher"):
+            for name in ("max_correlation", "best_teacher", "fan_out"):
                 results[name].loc[nodes] = found[name][students.nodes(k)].numpy()
-            results["fan_out"].loc[nodes] = fan_out[k].numpy()
+        start = 0
+        for k in self.followed(students):
+            multi, seed = labels[k]
+            nodes = {**at, "multi": multi, "followed": seed, "student": slice(0, students.widths[k] - 1)}
+            rows = slice(start, start + students.widths[k])
+            for name in ("node_correlation", "node_teacher", "node_correlation_first", "node_fan_out"):
+                results[name].loc[nodes] = found[name][:, rows].numpy()
+            start = rows.stop
 
 
-def _measured(teacher: MLP, students: Population, x: Tensor, diverged_step: Tensor) -> dict[str, Tensor]:
-    """What one measurement keeps: [P], [P, m], and for single student nodes [nodes of all students]."""
-    measured = measure(teacher, students, x, progress=False)
-    nodes, m = len(students.w1), teacher.hidden_widths[0]
-    found = {
-        "loss": measured.loss,
-        "constant_students": torch.empty(len(students), dtype=torch.int64),
-        "best_correlation": measured.best_correlation,
-        "best_student": torch.empty(len(students), m, dtype=torch.int64),
-        "max_correlation": torch.empty(nodes, dtype=torch.float64),
-        "best_teacher": torch.empty(nodes, dtype=torch.int64),
-        "diverged_step": diverged_step,
-    }
-    for k, one in enumerate(measured):
-        (moments,) = one.layers.values()
-        found["constant_students"][k] = moments.undefined_nodes().student
-        found["best_student"][k] = moments.best_student().indices
-        found["max_correlation"][students.nodes(k)], found["best_teacher"][students.nodes(k)] = moments.best_teacher()
-    return found
-
-
-def _path(folder: RunFolder, job: Job, step: int) -> Path:
-    return folder.part(f"{job.name}.step{step}.safetensors")
-
-
-def _weights(job: Job, teacher: MLP, students: Population) -> dict[str, Tensor]:
+def _weights(job: Job, students: Population) -> dict[str, Tensor]:
     """All weights of a job under names of their own."""
     weights = {f"{job.name}.students.{part}": t for part, t in students.packed._asdict().items()}
     weights |= {f"{job.name}.students.{label}": torch.tensor(values) for label, values in students.labels.items()}
     weights[f"{job.name}.students.offsets"] = students.offsets
-    return weights | named(f"{job.name}.teacher", teacher)
+    return weights | named(f"{job.name}.teacher", job.teacher())
+
+
+ICML2020 = TwoLayer(
+    teacher_nodes=(5, 10, 20),
+    multi=(1, 2, 5, 10),
+    teacher_strength_decay=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5),
+    seeds=32,
+    inputs=100,
+    outputs=50,
+    samples=10_000,
+    evaluation_samples=10_000,
+    data_std=1.5,
+    steps=100_000,
+    batch_size=16,
+    lr=0.01,
+    init_std=0.005,
+    measure_every=1000,
+)  # the two-layer study of Student Specialization (Tian, ICML 2020): 2,304 students, 100 epochs of 1000 steps

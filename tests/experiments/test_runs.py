@@ -17,6 +17,11 @@ from fastspec.networks import student_like
 from fastspec.populations import Population
 from fastspec.tensor_files import load_tensors
 
+OUTPUT = {
+    "two-layer": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
+    "digits": ["config.json", "results.nc", "weights.safetensors"],
+}
+
 
 class Interrupting(Console):
     """A console on which somebody presses Ctrl-C at the n-th report of progress."""
@@ -55,7 +60,7 @@ def weights_of(folder):
 def test_saved_results_are_those_returned(experiment, tmp_path):
     results = experiment.run(tmp_path / "run")
     saved = RunFolder.load(tmp_path / "run").results()
-    assert files(tmp_path / "run") == ["config.json", "results.nc", "weights.safetensors"]
+    assert files(tmp_path / "run") == OUTPUT[experiment.name]
     assert saved.identical(results)
 
 
@@ -158,8 +163,9 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
     made = RunFolder.load(tmp_path).provenance
-    assert (made["threads"], made["dtype"]) == (1, "float64")
-    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {torch.float64, torch.int64}
+    used = {"two-layer": (2, "float32"), "digits": (1, "float64")}[experiment.name]
+    assert (made["threads"], made["dtype"]) == used
+    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {getattr(torch, used[1]), torch.int64}
 
 
 def test_files_are_compressed_netcdf4_with_ordinary_permissions(experiment, tmp_path, monkeypatch):
@@ -172,7 +178,7 @@ def test_files_are_compressed_netcdf4_with_ordinary_permissions(experiment, tmp_
     finally:
         os.umask(before)
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
-        name: "0o640" for name in ("config.json", "results.nc", "weights.safetensors")
+        name: "0o640" for name in OUTPUT[experiment.name]
     }
     with h5py.File(tmp_path / "results.nc") as file:
         assert {array.compression for array in file.values() if array.size > 10} == {"gzip"}

@@ -1,0 +1,32 @@
+"""How long the parts of a run took, summed over its interruptions."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from fastspec.atomic_files import write_atomically
+
+
+class Clock:
+    """Wall seconds of each job's activities, in a JSON file {job: {activity: seconds}} that an interrupted run goes on
+    with. A killed process loses the time since the last `save`; work done twice counts twice.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.seconds: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        self._last = time.monotonic()
+
+    def lap(self, job: str, activity: str) -> None:
+        """Add the time since the last lap, or since the clock was made, to an activity."""
+        now = time.monotonic()
+        activities = self.seconds.setdefault(job, {})
+        activities[activity] = activities.get(activity, 0.0) + now - self._last
+        self._last = now
+
+    def save(self) -> None:
+        rounded = {job: {name: round(s, 3) for name, s in parts.items()} for job, parts in self.seconds.items()}
+        text = json.dumps(rounded, indent=2) + "\n"
+        write_atomically(self._path, lambda partial: partial.write_text(text))

@@ -1,0 +1,118 @@
+"""What a two-layer run records of one population at one step, and what follows once training is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastspec.measure import measure
+from fastspec.networks import MLP
+from fastspec.populations import Population
+from fastspec.statistics import best, rank_of
+from fastspec.workers import one_thread, workers
+
+GRADIENT_SAMPLES = 512  # at a time
+
+
+class Width(NamedTuple):
+    """The students of one width."""
+
+    indices: Tensor  # [P_g] int64, their places in the population
+    rows: Tensor  # [P_g, n] int64, their nodes in the population's packed weights
+
+
+def by_width(students: Population) -> Iterator[Width]:
+    """The students of each width, narrowest first, as `Population.groups`."""
+    widths = students.offsets.diff()
+    for n in widths.unique().tolist():
+        indices = (widths == n).nonzero().flatten()
+        yield Width(indices, students.offsets[indices, None] + torch.arange(n))
+
+
+@torch.no_grad()
+def snapshot(
+    teacher: MLP, students: Population, train: Tensor, held_out: Tensor, levels: Sequence[float]
+) -> dict[str, Tensor]:
+    """Everything that is recorded at one step, by name; P students of N nodes in all, m teacher nodes.
+
+    loss, loss_train, constant_students [P]; best_correlation, best_correlation_train, best_student, sine [P, m];
+    students [P, levels, m]; correlation [N, m] and fan_out [N] of single nodes.
+    """
+    p, m = len(students), teacher.hidden_widths[0]
+    measured, on_train = (measure(teacher, students, x, progress=False) for x in (held_out, train))
+    found = {
+        "loss": measured.loss,
+        "loss_train": on_train.loss,
+        "constant_students": torch.empty(p, dtype=torch.int64),
+        "best_correlation": torch.empty(p, m, dtype=torch.float32),
+        "best_correlation_train": on_train.best_correlation.float(),
+        "best_student": torch.empty(p, m, dtype=torch.int64),
+        "correlation": torch.empty(len(students.w1), m, dtype=torch.float32),
+        "fan_out": torch.linalg.vector_norm(students.w2, dim=1),
+    }
+    for group, (indices, rows) in zip(measured.groups, by_width(students), strict=True):
+        (moments,) = group.measurement.layers.values()
+        rho = moments.correlation()  # [P_g, m, n]
+        values, places = best(rho)
+        found["best_correlation"][indices], found["best_student"][indices] = values.float(), places
+        found["constant_students"][indices] = moments.undefined_nodes().student
+        found["correlation"][rows.flatten()] = rho.mT.flatten(0, 1).float()
+    found["students"] = students_of(found["correlation"], students, levels)
+    found["sine"] = sines(teacher, students, found["best_student"])
+    return found
+
+
+def students_of(correlation: Tensor, students: Population, levels: Sequence[float]) -> Tensor:
+    """How many nodes of each student have teacher node j as their best, above each level: [P, levels, m] int32."""
+    p, m = len(students), correlation.shape[1]
+    values, teachers = best(correlation)
+    owner = torch.arange(p).repeat_interleave(students.offsets.diff())
+    place = owner * m + teachers
+    counts = [place[values > level].bincount(minlength=p * m).view(p, m) for level in levels]
+    return torch.stack(counts, dim=1).int()
+
+
+def sines(teacher: MLP, students: Population, best_student: Tensor) -> Tensor:
+    """sin of the angle between each teacher node's fan-in and that of its best student node [P, m]; NaN for none."""
+    (w1, _), _ = teacher.weights()
+    rows = students.offsets[:-1, None] + best_student.clamp(min=0)
+    u = torch.nn.functional.normalize(students.w1.double()[rows], dim=-1)  # [P, m, d]
+    v = torch.nn.functional.normalize(w1.double(), dim=-1)  # [m, d]
+    across = u - (u * v).sum(-1, keepdim=True) * v
+    return across.norm(dim=-1).masked_fill(best_student < 0, torch.nan).float()
+
+
+@torch.no_grad()
+def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[str, Tensor]:
+    """Size of g_1(x) = D V^T (teacher(x) - student(x)), the negative gradient of 1/2 |teacher - student|^2 with respect
+    to the hidden pre-activations (Student Specialization, Tian, ICML 2020), over samples and nodes: gradient_max and
+    the root mean square over samples of its norm, gradient_rms, [P] float64.
+    """
+    largest, squares = (torch.zeros(len(students), dtype=torch.float64) for _ in range(2))
+    slope = teacher.negative_slope
+    with one_thread():
+        y = teacher(x)
+
+    def one(k: int) -> None:
+        (w1, b1), (w2, b2) = students.weights(k)
+        for part, answer in zip(x.split(GRADIENT_SAMPLES), y.split(GRADIENT_SAMPLES), strict=True):
+            z = torch.addmm(b1, part, w1.mT)  # [samples, n]
+            gate = torch.where(z > 0, 1.0, slope).to(z)
+            g = gate * ((answer - torch.addmm(b2, gate * z, w2.mT)) @ w2)
+            largest[k] = torch.maximum(largest[k], g.abs().max())
+            squares[k] += g.double().square().sum()
+
+    with workers(len(students)) as spread:
+        spread(one, range(len(students)))
+    return {"gradient_max": largest, "gradient_rms": (squares / len(x)).sqrt()}
+
+
+def ranks(students: Population, correlation: Tensor, winner: Tensor) -> Tensor:
+    """The rank of each teacher node's final winner [P, m] by the correlations [N, m] of an earlier step, [P, m]."""
+    rank = torch.empty(winner.shape, dtype=torch.float32)
+    for indices, rows in by_width(students):
+        rank[indices] = rank_of(winner[indices], correlation[rows].mT).float()
+    return rank
