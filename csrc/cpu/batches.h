@@ -1,33 +1,49 @@
-// The samples of each step's batch: all of them, those of `indices`, or drawn with replacement from a Philox stream.
+// The samples of each step's batch: all of them, those of `indices`, drawn with replacement from a Philox stream, or
+// fresh Gaussian inputs that the teacher answers.
 #pragma once
 
 #include <cstring>
 
 #include "fastspec/philox.h"
 #include "fastspec/two_layer_sgd.h"
+#include "fresh.h"
 #include "student.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-// The batches of one student. Those that are drawn or looked up are known a step ahead, so that their rows are on their
-// way while the step before is computed.
+// What a core keeps for the batches of the student it trains.
+template <typename T>
+struct BatchMemory {
+  int64_t *rows, *next_rows;   // [batch], of this step and of the next
+  uint32_t* words;             // [part * d], fresh inputs before they are numbers
+  float* normals;              // the same
+  T* hidden;                   // [teacher nodes, wide]
+  const Network<T>* teacher;   // packed once for all
+  int64_t teacher_nodes;
+};
+
+// The batches of one student. Rows that are drawn or looked up are known a step ahead, so that they are on their way
+// while the step before is computed.
 template <typename T>
 class BatchReader {
+  enum class Kind { all, indices, drawn, fresh };
+
   const TrainingProblem& problem_;
   const Sizes& sizes_;
   const Activations<T>& part_;
-  const int64_t student_, seed_;
-  int64_t *rows_, *next_;  // [batch]
-
-  bool all() const { return problem_.batches.indices == nullptr && problem_.batches.size == 0; }
+  BatchMemory<T> memory_;
+  int64_t student_, seed_, step_ = 0;
+  Kind kind_;
 
   const T* x_row(int64_t row) const { return static_cast<const T*>(problem_.x.data) + row * problem_.x.row_stride; }
   const T* y_row(int64_t row) const { return static_cast<const T*>(problem_.y.data) + row * problem_.y.row_stride; }
+  int64_t row(int64_t position) const { return kind_ == Kind::all ? position : memory_.rows[position]; }
 
-  void choose(int64_t step, int64_t* rows) const {
+  void choose_next(int64_t step) const {
     const Batches& b = problem_.batches;
-    if (b.indices) {
+    int64_t* const rows = memory_.next_rows;
+    if (kind_ == Kind::indices) {
       std::memcpy(rows, b.indices + student_ * b.student_stride + step * b.step_stride, sizes_.batch * sizeof *rows);
     } else {
       for (int64_t i = 0; i < sizes_.batch; i += 4) {
@@ -37,46 +53,74 @@ class BatchReader {
         }
       }
     }
-    const int64_t line = 64 / sizeof(T), few = sizes_.batch < part_samples ? sizes_.batch : part_samples;
-    for (int64_t i = 0; i < few; ++i) {
+    const int64_t line = 64 / sizeof(T), near = sizes_.batch < part_samples ? sizes_.batch : part_samples;
+    for (int64_t i = 0; i < near; ++i) {
       for (int64_t c = 0; c < sizes_.inputs; c += line) __builtin_prefetch(x_row(rows[i]) + c);
       for (int64_t c = 0; c < sizes_.outputs; c += line) __builtin_prefetch(y_row(rows[i]) + c);
     }
   }
 
  public:
-  BatchReader(const TrainingProblem& problem, const Sizes& sizes, const Activations<T>& part, int64_t student,
-              int64_t* rows)
+  BatchReader(const TrainingProblem& problem, const Sizes& sizes, const Activations<T>& part,
+              const BatchMemory<T>& memory, int64_t student)
       : problem_(problem),
         sizes_(sizes),
         part_(part),
+        memory_(memory),
         student_(student),
         seed_(problem.seeds[student]),
-        rows_(rows),
-        next_(rows + sizes.batch) {}
-
-  // Numbers that a reader keeps.
-  static int64_t kept(const Sizes& sizes) { return 2 * sizes.batch; }
+        kind_(problem.batches.fresh_std > 0 ? Kind::fresh
+              : problem.batches.indices     ? Kind::indices
+              : problem.batches.size        ? Kind::drawn
+                                            : Kind::all) {}
 
   // Steps follow each other; the first of a series is announced by `begin`.
-  void begin(int64_t step) {
-    if (!all()) choose(step, next_);
+  void begin(int64_t step) const {
+    if (kind_ == Kind::indices || kind_ == Kind::drawn) choose_next(step);
   }
   void advance(int64_t step) {
-    if (all()) return;
-    int64_t* const now = next_;
-    next_ = rows_, rows_ = now;
-    if (step + 1 < problem_.steps) choose(step + 1, next_);
+    step_ = step;
+    int64_t* const now = memory_.next_rows;
+    memory_.next_rows = memory_.rows, memory_.rows = now;
+    if (step + 1 < problem_.steps) begin(step + 1);
   }
 
-  void read(int64_t first, int64_t samples) const {
-    for (int64_t b = 0; b < samples; ++b) {
-      const int64_t row = all() ? first + b : rows_[first + b];
-      std::memcpy(part_.x + b * sizes_.fan_in, x_row(row), sizes_.inputs * sizeof(T));
-      T* const target = part_.residual + b * sizes_.fan_out;
-      std::memcpy(target, y_row(row), sizes_.outputs * sizeof(T));
-      std::memset(target + sizes_.outputs, 0, (sizes_.fan_out - sizes_.outputs) * sizeof(T));
+  // Fills part_.x with samples first .. first + samples - 1 of the batch.
+  void inputs(int64_t first, int64_t samples) const {
+    const int64_t d = sizes_.inputs;
+    if (kind_ != Kind::fresh) {
+      for (int64_t b = 0; b < samples; ++b) {
+        std::memcpy(part_.x + b * sizes_.fan_in, x_row(row(first + b)), d * sizeof(T));
+      }
+      return;
     }
+    static_assert(part_samples % 4 == 0, "a part begins with a whole Philox block");
+    fresh_normals(seed_, problem_.batches.first + step_, first * d / 4, ceil_div(samples * d, 4), memory_.words,
+                  memory_.normals);
+    const T std = T(problem_.batches.fresh_std);
+    for (int64_t b = 0; b < samples; ++b) {
+      for (int64_t k = 0; k < d; ++k) part_.x[b * sizes_.fan_in + k] = T(memory_.normals[b * d + k]) * std;
+    }
+  }
+
+  // Fills part_.residual with the targets of the same samples, once part_.x_t is there.
+  void targets(int64_t first, int64_t samples) const {
+    for (int64_t b = 0; b < samples; ++b) {  // columns beyond the outputs stay zero
+      T* const target = part_.residual + b * sizes_.fan_out;
+      Simd<T>::store(target + sizes_.fan_out - Simd<T>::lanes, typename Simd<T>::Vector{});
+      if (kind_ != Kind::fresh) std::memcpy(target, y_row(row(first + b)), sizes_.outputs * sizeof(T));
+    }
+    if (kind_ != Kind::fresh) return;
+    const Network<T>& teacher = *memory_.teacher;
+    const T* const bias = teacher.top + memory_.teacher_nodes * sizes_.fan_out;
+    Activations<T> own = part_;
+    own.hidden = memory_.hidden;
+    // The students' inputs may end without a 1; the teacher has biases.
+    for (int64_t b = 0; b < samples; ++b) part_.x_t[sizes_.inputs * sizes_.wide + b] = 1;
+    hidden_layer(sizes_, teacher, memory_.teacher_nodes, own, samples, T(problem_.rule.negative_slope), true);
+    top_layer(sizes_, teacher, memory_.teacher_nodes, own, samples, [&](auto v, int64_t b, int64_t c, auto sums) {
+      v.store(part_.residual + b * sizes_.fan_out + c, v.load(bias + c) + sums);
+    });
   }
 };
 

@@ -2,6 +2,8 @@
 // Elements of `a` are broadcast, rows of `b` are read as vectors; what happens to a finished vector is the caller's.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace fastspec {
@@ -89,26 +91,42 @@ inline void block_product(const T* a, int64_t stride, const T* b, int64_t b_stri
   }
 }
 
-// In place, rows of one square of lanes x lanes: element (r, c) becomes (c, r).
-template <typename T>
-inline void transpose(typename Simd<T>::Vector (&row)[Simd<T>::lanes]) {
-  using S = Simd<T>;
-  using Mask = typename S::Mask;
-  constexpr int lanes = S::lanes;
-#pragma GCC unroll 4
-  for (int distance = 1; distance < lanes; distance *= 2) {
-    Mask low, high;  // which lanes of a pair of rows, in the order (first row, second row)
-#pragma GCC unroll 16
+// Which lanes of the pair (a, b) the two rows of a transposition's step take.
+template <typename T, int distance>
+struct Exchange {
+  static constexpr int lanes = Simd<T>::lanes;
+  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  struct Lanes {
+    Integer low[lanes], high[lanes];
+  };
+  static constexpr Lanes make() {
+    Lanes l{};
     for (int c = 0; c < lanes; ++c) {
-      low[c] = c & distance ? lanes + c - distance : c;
-      high[c] = c & distance ? lanes + c : c + distance;
+      l.low[c] = c & distance ? lanes + c - distance : c;
+      l.high[c] = c & distance ? lanes + c : c + distance;
     }
+    return l;
+  }
+  alignas(64) static constexpr Lanes of = make();
+};
+
+// In place, rows of one square of lanes x lanes: element (r, c) becomes (c, r).
+template <typename T, int distance = 1>
+inline void transpose(typename Simd<T>::Vector (&row)[Simd<T>::lanes]) {
+  constexpr int lanes = Simd<T>::lanes;
+  if constexpr (distance < lanes) {
+    using Mask = typename Simd<T>::Mask;
+    using Lanes = Exchange<T, distance>;
+    Mask low, high;
+    std::memcpy(&low, Lanes::of.low, sizeof low);
+    std::memcpy(&high, Lanes::of.high, sizeof high);
 #pragma GCC unroll 16
     for (int r = 0; r < lanes; ++r) {
       if (r & distance) continue;
-      const typename S::Vector a = row[r], b = row[r + distance];
+      const auto a = row[r], b = row[r + distance];
       row[r] = __builtin_shuffle(a, b, low), row[r + distance] = __builtin_shuffle(a, b, high);
     }
+    transpose<T, distance * 2>(row);
   }
 }
 

@@ -70,17 +70,20 @@ inline void top_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const 
   });
 }
 
-// out[c, b] = in[b, c]; samples beyond the part are zero.
+// out[c, b] = each(b, c, in[b, c]), vectors of columns at a time; samples beyond the part are zero.
 template <typename T, typename Each>
 inline void transpose_part(const T* in, int64_t columns, int64_t samples, T* out, int64_t wide, const Each& each) {
   using S = Simd<T>;
-  for (int64_t c = 0; c < columns; c += S::lanes) {
-    for (int64_t b = 0; b < samples; b += S::lanes) {
+  for (int64_t b = 0; b < samples; b += S::lanes) {
+    const int64_t rows = samples - b < S::lanes ? samples - b : S::lanes;
+    for (int64_t c = 0; c < columns; c += S::lanes) {
+      const auto load = [&](int i) { return each(b + i, c, S::load(in + (b + i) * columns + c)); };
       typename S::Vector row[S::lanes];
+      if (rows == S::lanes) {
 #pragma GCC unroll 16
-      for (int i = 0; i < S::lanes; ++i) {
-        row[i] = typename S::Vector{};
-        if (b + i < samples) row[i] = each(b + i, c, S::load(in + (b + i) * columns + c));
+        for (int i = 0; i < S::lanes; ++i) row[i] = load(i);
+      } else {
+        for (int i = 0; i < S::lanes; ++i) row[i] = i < rows ? load(i) : typename S::Vector{};
       }
       transpose<T>(row);
 #pragma GCC unroll 16
@@ -191,9 +194,9 @@ class Student {
   void change_top_bias(int64_t samples, const Update& u) const {
     const int64_t row = nodes * sizes_.fan_out;
     for (int64_t c = 0; c < sizes_.fan_out; c += S::lanes) {
-      V sum = {};
-      for (int64_t b = 0; b < samples; ++b) sum += S::load(part_.residual + b * sizes_.fan_out + c);
-      change(S{}, weights.top + row + c, sums.top + row + c, sum, u);
+      V sum[4] = {};  // one chain of additions would be waited for
+      for (int64_t b = 0; b < samples; ++b) sum[b % 4] += S::load(part_.residual + b * sizes_.fan_out + c);
+      change(S{}, weights.top + row + c, sums.top + row + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), u);
     }
   }
 
@@ -205,10 +208,10 @@ class Student {
           const Network<T>& collected, int64_t n)
       : sizes_(sizes), rule_(rule), part_(part), weights(w), sums(collected), nodes(n) {}
 
-  // One step at rate eta. `read(first, samples)` fills x and the targets of a part of the batch.
-  // False, with the weights as they were, when the batch loss is beyond the limit or not finite.
-  template <typename Read>
-  bool step(T eta, const Read& read) const {
+  // One step at rate eta. `batch.inputs(first, samples)` fills x with a part of the batch, `batch.targets` what should
+  // come out. False, with the weights as they were, when the batch loss is beyond the limit or not finite.
+  template <typename Batch>
+  bool step(T eta, const Batch& batch) const {
     const Sizes& s = sizes_;
     const bool momentum = rule_.momentum != 0;
     const T scale = (momentum ? T(1) : eta) / T(s.batch);
@@ -217,8 +220,9 @@ class Student {
     for (int64_t first = 0; first < s.batch; first += s.part) {
       const int64_t samples = s.batch - first < s.part ? s.batch - first : s.part;
       u.first_part = first == 0, u.last_part = first + samples == s.batch;
-      read(first, samples);
+      batch.inputs(first, samples);
       transpose_part(part_.x, s.fan_in, samples, part_.x_t, s.wide, [](int64_t, int64_t, V row) { return row; });
+      batch.targets(first, samples);
       hidden_layer(s, weights, nodes, part_, samples, rule_.slope, rule_.bias);
       loss += residuals(samples, scale);
       if (u.last_part && !(loss / (2 * double(s.batch)) <= double(rule_.limit))) return false;

@@ -15,39 +15,49 @@ class Training {
   struct Workspace {  // of one core
     Network<T> weights, sums, saved_weights, saved_sums;
     Activations<T> part;
-    int64_t* rows;
+    BatchMemory<T> batches;
   };
 
   const TrainingProblem& problem_;
   Sizes sizes_;
   StepRule<T> rule_;
+  bool fresh_;
   int64_t most_nodes_ = 0;
 
   int64_t first_values(int64_t nodes) const { return nodes * sizes_.fan_in; }
   int64_t top_values(int64_t nodes) const { return (nodes + 1) * sizes_.fan_out; }
 
-  Network<T> network(Arena& arena, bool used) const {
-    T* const first = arena.take<T>(used ? first_values(most_nodes_) : 0);
-    return {first, arena.take<T>(used ? top_values(most_nodes_) : 0)};
+  Network<T> network(Arena& arena, int64_t nodes) const {
+    T* const first = arena.take<T>(first_values(nodes));
+    return {first, arena.take<T>(top_values(nodes))};
   }
 
-  Workspace lay_out(Arena& arena) const {
+  Workspace lay_out(Arena& arena, const Network<T>& teacher) const {
     const Sizes& s = sizes_;
     const bool momentum = rule_.momentum != 0;
-    Workspace w;
-    w.weights = network(arena, true), w.sums = network(arena, momentum || s.batch > s.part);
-    w.saved_weights = network(arena, true), w.saved_sums = network(arena, momentum);
+    Workspace w{};
+    w.weights = network(arena, most_nodes_), w.saved_weights = network(arena, most_nodes_);
+    if (momentum || s.batch > s.part) w.sums = network(arena, most_nodes_);
+    if (momentum) w.saved_sums = network(arena, most_nodes_);
     w.part.x = arena.take<T>(s.part * s.fan_in), w.part.x_t = arena.take<T>(s.fan_in * s.wide);
     w.part.residual = arena.take<T>(s.part * s.fan_out), w.part.residual_t = arena.take<T>(s.fan_out * s.wide);
     w.part.hidden = arena.take<T>(most_nodes_ * s.wide), w.part.gradient = arena.take<T>(block_rows * s.wide);
-    w.rows = arena.take<int64_t>(BatchReader<T>::kept(s));
+    BatchMemory<T>& b = w.batches;
+    if (fresh_) {
+      const int64_t values = ceil_div(s.part * s.inputs, 4) * 4;
+      b.words = arena.take<uint32_t>(values), b.normals = arena.take<float>(values);
+      b.hidden = arena.take<T>(problem_.teacher_nodes * s.wide);
+      b.teacher = &teacher, b.teacher_nodes = problem_.teacher_nodes;
+    } else {
+      b.rows = arena.take<int64_t>(s.batch), b.next_rows = arena.take<int64_t>(s.batch);
+    }
     return w;
   }
 
-  // Between a student's rows in packed arrays and its network; `fetch` says in which direction.
-  void move(const Packed& packed, int64_t student, const Network<T>& network, bool fetch) const {
+  // Between the rows of network `k` in packed arrays, from `start`, and its own; `fetch` says in which direction.
+  void move(const Packed& packed, int64_t k, int64_t start, int64_t nodes, const Network<T>& network, bool bias,
+            bool fetch) const {
     const Sizes& s = sizes_;
-    const int64_t start = problem_.offsets[student], nodes = problem_.offsets[student + 1] - start;
     const auto copy = [&](void* array, int64_t at, T* row, int64_t count) {
       T* const given = static_cast<T*>(array) + at;
       std::memcpy(fetch ? row : given, fetch ? given : row, count * sizeof(T));
@@ -55,9 +65,9 @@ class Training {
     for (int64_t j = 0; j < nodes; ++j) {
       copy(packed.w1, (start + j) * s.inputs, network.first + j * s.fan_in, s.inputs);
       copy(packed.w2, (start + j) * s.outputs, network.top + j * s.fan_out, s.outputs);
-      if (rule_.bias) copy(packed.b1, start + j, network.first + j * s.fan_in + s.inputs, 1);
+      if (bias) copy(packed.b1, start + j, network.first + j * s.fan_in + s.inputs, 1);
     }
-    if (rule_.bias) copy(packed.b2, student * s.outputs, network.top + nodes * s.fan_out, s.outputs);
+    if (bias) copy(packed.b2, k * s.outputs, network.top + nodes * s.fan_out, s.outputs);
   }
 
   void clear(const Network<T>& network, int64_t nodes) const {
@@ -95,7 +105,7 @@ class Training {
     bool step(int64_t t) {
       const double* const factors = training.problem_.multipliers;
       batches.advance(t);
-      return student.step(T(factors ? factors[t] * lr : lr), [&](int64_t first, int64_t n) { batches.read(first, n); });
+      return student.step(T(factors ? factors[t] * lr : lr), batches);
     }
 
     void save(int64_t t) {
@@ -132,22 +142,22 @@ class Training {
 
   void train(int64_t k, const Workspace& work) const {
     const TrainingProblem& p = problem_;
-    const int64_t nodes = p.offsets[k + 1] - p.offsets[k];
+    const int64_t start = p.offsets[k], nodes = p.offsets[k + 1] - start;
+    const bool momentum = rule_.momentum != 0;
     const Student<T> student(sizes_, rule_, work.part, work.weights, work.sums, nodes);
+    const auto both = [&](bool fetch) {
+      move(p.weights, k, start, nodes, work.weights, rule_.bias, fetch);
+      if (momentum) move(p.buffers, k, start, nodes, work.sums, rule_.bias, fetch);
+    };
     clear(work.weights, nodes);
-    move(p.weights, k, work.weights, true);
-    if (rule_.momentum != 0) {
-      clear(work.sums, nodes);
-      move(p.buffers, k, work.sums, true);
-    }
-    Run run{*this, work, student, {p, sizes_, work.part, k, work.rows}, p.lr[k]};
-    const int64_t diverged = run.all();
+    if (momentum) clear(work.sums, nodes);
+    both(true);
+    const int64_t diverged = Run{*this, work, student, {p, sizes_, work.part, work.batches, k}, p.lr[k]}.all();
     if (diverged >= 0) {
       p.diverged_step[k] = p.batches.first + diverged;
-      if (rule_.momentum != 0) clear(work.sums, nodes);
+      if (momentum) clear(work.sums, nodes);
     }
-    move(p.weights, k, work.weights, false);
-    if (rule_.momentum != 0) move(p.buffers, k, work.sums, false);
+    both(false);
   }
 
  public:
@@ -158,6 +168,7 @@ class Training {
     s.batch = p.batches.size ? p.batches.size : p.samples;
     s.part = s.batch < part_samples ? s.batch : part_samples;
     s.wide = whole_vectors<T>(s.part);
+    fresh_ = p.batches.fresh_std > 0;
     const Rule& r = p.rule;
     const double largest = sizeof(T) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
     rule_ = {T(r.momentum),
@@ -176,14 +187,23 @@ class Training {
 
   // `order`: who comes first; cores take the next student when they are done with one.
   void run(const int64_t* order, const Parallel& parallel) const {
-    Arena counted;
-    lay_out(counted);
+    const int64_t teacher_nodes = fresh_ ? problem_.teacher_nodes : 0;
+    Network<T> teacher{};
+    const auto shared = [&](Arena& arena) { teacher = network(arena, teacher_nodes); };
+    Arena first, each;  // what all share, what every core has for itself
+    shared(first), lay_out(each, teacher);
     const std::align_val_t line{64};
-    char* const memory = static_cast<char*>(::operator new(counted.used * parallel.parts, line));
+    char* const memory = static_cast<char*>(::operator new(first.used + each.used * parallel.parts, line));
+    Arena beginning{memory};
+    shared(beginning);
+    if (fresh_) {
+      clear(teacher, teacher_nodes);
+      move(problem_.teacher, 0, 0, teacher_nodes, teacher, true, true);
+    }
     int64_t next = 0;
     parallel([&](int part) {
-      Arena arena{memory + part * counted.used};
-      const Workspace work = lay_out(arena);
+      Arena arena{memory + first.used + part * each.used};
+      const Workspace work = lay_out(arena, teacher);
       const Sizes& s = sizes_;
       std::memset(work.part.x, 0, s.part * s.fan_in * sizeof(T));
       for (int64_t b = 0; b < s.part; ++b) work.part.x[b * s.fan_in + s.inputs] = T(rule_.bias);

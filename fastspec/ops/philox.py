@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     """What a stream is for; the second counter word."""
 
     BATCH = 0
+    FRESH = 1
 
 
 def _low(value: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ struct PhiloxKey {
   uint32_t word[2];
 };
 
-enum class StreamPurpose : uint32_t { batch = 0 };
+enum class StreamPurpose : uint32_t { batch = 0, fresh = 1 };
 
 FASTSPEC_HD constexpr PhiloxBlock philox4x32(PhiloxBlock counter, PhiloxKey key) {
   for (int round = 0; round < 10; ++round) {
