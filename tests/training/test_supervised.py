@@ -85,6 +85,26 @@ def test_a_teacher_answers_in_evaluation_mode():
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
+def test_a_snapshot_may_change_the_mode():
+    x = data.gaussian(100, 3)
+    plain, watched = (MLP([3, 8, 2], batch_norm="before", seed=1) for _ in range(2))
+    target = MLP([3, 4, 2])
+    train_supervised(plain, x, target, steps=20)
+    train_supervised(watched, x, target, steps=20, snapshots=(5,), on_snapshot=lambda step: watched.eval())
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in watched.state_dict().items())
+
+
+def test_input_noise_has_the_stated_deviation():
+    seen = []
+    network = MLP([3, 8, 2])
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    train_supervised(network, torch.ones(9, 3), MLP([3, 4, 2]), steps=1, batch_size=20_000, input_noise=0.25)
+    batch = seen[-1]
+    assert batch.shape == (20_000, 3)
+    torch.testing.assert_close(batch.mean(0), torch.ones(3), rtol=0, atol=0.01)
+    torch.testing.assert_close(batch.std(0), torch.full((3,), 0.25), rtol=0, atol=0.01)
+
+
 def test_ends_in_evaluation_mode_and_reports_its_last_step():
     reports = []
     network, _ = trained(progress=lambda step, steps: reports.append((step, steps)))

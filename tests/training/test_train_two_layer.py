@@ -242,11 +242,14 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(problem, tmp_path):
         train_two_layer(teacher, students, x, steps=20, checkpoint=path)
 
 
-def test_the_length_of_calls_changes_nothing(problem, monkeypatch):
+@pytest.mark.parametrize("batches", ["drawn", "given to all", "given to each"])
+def test_the_length_of_calls_changes_nothing(problem, monkeypatch, batches):
     teacher, students, x = problem
-    whole = train_two_layer(teacher, students, x, steps=100)
+    size = {"given to all": (100, 5), "given to each": (len(students), 100, 5)}.get(batches)
+    options = {"steps": 100, "indices": None if size is None else torch.randint(N, size)}
+    whole = train_two_layer(teacher, students, x, **options)
     monkeypatch.setattr(module, "CALL_SECONDS", 0.0)
-    assert_equal(whole.population, train_two_layer(teacher, students, x, steps=100).population)
+    assert_equal(whole.population, train_two_layer(teacher, students, x, **options).population)
 
 
 def test_a_diverged_student_is_reported(problem):
@@ -256,6 +259,18 @@ def test_a_diverged_student_is_reported(problem):
     assert 0 <= int(history.diverged_step[1]) < 50
     assert all(bool(torch.isfinite(t).all()) for t in history.population.packed)
     assert_equal(history.snapshots[50].select([1]), history.population.select([1]))
+
+
+def test_a_loss_far_above_that_of_silence_is_divergence(problem):
+    teacher, students, x = problem
+    options = {"steps": 20, "lr": 3.0, "fixed": "first", "batch_size": None}  # grows by a factor, step by step
+    history = train_two_layer(teacher, students, x, **options)
+    assert (history.diverged_step > 0).all()
+    assert train_two_layer(teacher, students, x, loss_limit=math.inf, **options).diverged_step.tolist() == [-1] * 4
+    with torch.no_grad():
+        silence = float(teacher(x).square().sum(1).mean() / 2)
+    for k in range(4):
+        assert 0.99e8 < loss(teacher, history.population, k, x) / silence < 1e10
 
 
 def change_teacher(value: float) -> MLP:
