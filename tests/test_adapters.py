@@ -238,6 +238,14 @@ def test_no_gradients(teacher, student) -> None:
     assert seen == [False]
 
 
+@pytest.mark.parametrize("data", [images(11), [images(7), images(2), images(2)]], ids=["tensor", "batches"])
+def test_no_module_sees_more_samples_than_asked_for(teacher, student, data) -> None:
+    seen = []
+    student.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    assert measure(teacher, student, data, batch_size=4).samples == 11
+    assert max(seen) == 4 and sum(seen) == 11
+
+
 def test_inference_mode(teacher, student) -> None:
     with torch.inference_mode():
         assert measure(teacher, student, images()).samples == 11
