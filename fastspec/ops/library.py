@@ -6,14 +6,12 @@ Importing this module loads the compiled extension when it is there. A failure t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 _library = torch.library.Library("fastspec", "DEF")
-_native_error: str | None = None
 
 
 def define(name: str, schema: str, *, reference: Callable, fake: Callable) -> None:
@@ -42,7 +40,3 @@ def _load_native() -> str | None:
 
 
 _native_error = _load_native()
-if _native_error is not None:
-    warnings.warn(
-        f"{_native_error}; running on the torch reference path, slower and with the same results", stacklevel=2
-    )

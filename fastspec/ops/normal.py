@@ -43,7 +43,7 @@ def standard_normals(word: Tensor) -> Tensor:
     exponent = ((bits >> 23) - 159).to(torch.float32)
     fraction = ((bits & 0x007FFFFF) | 0x3F800000).view(torch.float32) - 1.5
     ln = exponent * _LN2 + _polynomial(_LOG, fraction)
-    t = torch.sqrt(-ln)
+    t = torch.sqrt(-ln.double()).float()  # torch's own float32 root is not always the nearest number
     z = _polynomial(_TOP, t) / _polynomial(_BOTTOM, t)
     return torch.where(word >> 31 == 1, -z, z)
 

@@ -259,7 +259,8 @@ def arguments(**options) -> tuple:
     return (
         *(x, y, *weights, offsets, settings["lr"], settings["seeds"], torch.full((2,), -1)),
         *([torch.zeros_like(t) for t in weights] if momentum else [None] * 4),
-        *(options.get("indices"), None, options.get("batch_size", 4), 0, 3, momentum),
+        *(options.get("indices"), None, *(options.get("teacher") or [None] * 4), options.get("fresh_std", 0.0)),
+        *(options.get("batch_size", 4), 0, 3, momentum),
         *(0.0, 0.0, math.inf, True, False, False, False),
     )
 
@@ -277,7 +278,7 @@ def test_fake_tensors_on_cuda():
             torch.empty(3, dtype=torch.int64, device="cuda"),
         )
         seeds = torch.empty(2, dtype=torch.int64, device="cuda")
-        flags = (None, None, 4, 0, 3, 0.9, 0.0, 0.0, math.inf, True, False, False, False)
+        flags = (*(None,) * 6, 0.0, 4, 0, 3, 0.9, 0.0, 0.0, math.inf, True, False, False, False)
         out = OP(x, y, *weights, offsets, lr, seeds, seeds, *weights, *flags)
     assert [t.shape for t in out] == [t.shape for t in (*weights, *weights, seeds)]
     assert {t.device.type for t in out} == {"cuda"}

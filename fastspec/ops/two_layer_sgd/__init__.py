@@ -24,6 +24,13 @@ class Packed(NamedTuple):
     b2: Tensor  # [P, C]
 
 
+class Fresh(NamedTuple):
+    """New inputs N(0, std^2 I) for every step, and the two-layer teacher that answers them."""
+
+    teacher: Packed  # of one network: w1 [m, d], b1 [m], w2 [m, C], b2 [1, C]
+    std: float
+
+
 class Trained(NamedTuple):
     """What `two_layer_sgd` returns."""
 
@@ -130,6 +137,25 @@ def _check_offsets(offsets: Tensor, nodes: int) -> None:
         )
 
 
+def _check_fresh(
+    fresh: Fresh, weights: Packed, x: Tensor | None, y: Tensor | None, indices: Tensor | None, batch_size: int
+) -> None:
+    """Check the teacher of fresh inputs against the students, and that nothing else says where samples come from."""
+    for name, value in (("x", x), ("y", y), ("indices", indices)):
+        if value is not None:
+            refuse(name, "a tensor together with fresh inputs", "None", TypeError)
+    check_packed("fresh.teacher", fresh.teacher, 1)
+    check_same_kind(**{"weights": weights.w1, "fresh.teacher": fresh.teacher.w1})
+    for name, mine, theirs in (("inputs", fresh.teacher.w1, weights.w1), ("outputs", fresh.teacher.w2, weights.w2)):
+        if mine.shape[1] != theirs.shape[1]:
+            refuse("fresh.teacher", f"{mine.shape[1]} {name}", f"the {theirs.shape[1]} {name} of the students")
+    if not torch.compiler.is_compiling():
+        for name, tensor in fresh.teacher._asdict().items():
+            check_finite(f"fresh.teacher.{name}", tensor)
+    check_real("fresh.std", fresh.std, "a finite positive number", math.ulp(0.0))
+    check_integer("batch_size", batch_size, 1)
+
+
 def check_rule(momentum: float, weight_decay: float, negative_slope: float, loss_limit: float) -> None:
     """Check the hyper-parameters that all students share."""
     check_real("momentum", momentum, "a number in [0, 1]", 0.0, 1.0)
@@ -140,8 +166,8 @@ def check_rule(momentum: float, weight_decay: float, negative_slope: float, loss
 
 
 def two_layer_sgd(
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | None,
+    y: Tensor | None,
     weights: Packed,
     offsets: Tensor,
     *,
@@ -152,6 +178,7 @@ def two_layer_sgd(
     batch_size: int = 0,
     indices: Tensor | None = None,
     multipliers: Tensor | None = None,
+    fresh: Fresh | None = None,
     momentum: float = 0.0,
     buffers: Packed | None = None,
     diverged_step: Tensor | None = None,
@@ -165,12 +192,14 @@ def two_layer_sgd(
 ) -> Trained:
     """`steps` steps of SGD on the mean over the batch of 1/2 ||y - f(x)||^2, for every student on its own.
 
-    x [N, d], y [N, C]: float32 or float64, any strides; y are the teacher's outputs.
+    x [N, d], y [N, C]: float32 or float64, any strides; y are the teacher's outputs. Both None with `fresh`.
     weights: `Packed`, the same dtype and device; student k owns the nodes offsets[k] .. offsets[k + 1].
     offsets [P + 1], seeds [P] int64; lr [P] float64, at least 0; all on the device of x.
     The batch of step t (counted from 0; this call makes first_step .. first_step + steps - 1) is, with indices None,
     `batch_size` samples drawn with replacement from Philox stream (seed, BATCH, t), or all samples if batch_size is 0;
     otherwise indices int64 [steps, batch] or [P, steps, batch].
+    fresh: instead of samples, `batch_size` new inputs for every step, from Philox stream (seed, FRESH, t), answered by
+    fresh.teacher, whose negative slope is the students'.
     multipliers [steps] float64: factors on lr, or None.
     momentum, weight_decay: as in torch.optim.SGD (weight decay acts on biases too); buffers: `Packed`, None for zeros.
     normalize: after every step each node's fan-in, without its bias, is divided by its norm.
@@ -182,10 +211,14 @@ def two_layer_sgd(
     number of threads, or on how its steps are divided into calls.
     Raises ValueError or TypeError, naming the argument, for whatever does not fit.
     """
-    check_tensor("x", x, (2,), "[samples, inputs]")
-    check_tensor("y", y, (2,), "[samples, outputs]")
     students = len(weights.b2)
     check_packed("weights", weights, students)
+    if fresh is not None:
+        _check_fresh(fresh, weights, x, y, indices, batch_size)
+        x, y = weights.w1.new_empty(0, weights.w1.shape[1]), weights.w2.new_empty(0, weights.w2.shape[1])
+    check_tensor("x", x, (2,), "[samples, inputs]")
+    check_tensor("y", y, (2,), "[samples, outputs]")
+    assert x is not None and y is not None, "check_tensor refuses None"
     if x.dtype not in (torch.float32, torch.float64):
         refuse("x", f"dtype {x.dtype}", "float32 or float64", TypeError)
     check_same_kind(x=x, y=y, weights=weights.w1)
@@ -197,7 +230,7 @@ def two_layer_sgd(
         refuse("weights.w2", shape(weights.w2), f"[nodes, {y.shape[1]}], the outputs of y")
     for name, value in (("steps", steps), ("first_step", first_step), ("batch_size", batch_size)):
         check_integer(name, value, 0)
-    if not 1 <= len(x) <= MAX_SAMPLES:
+    if fresh is None and not 1 <= len(x) <= MAX_SAMPLES:
         refuse("x", shape(x), "1 to 2^31 samples")
     if diverged_step is None:
         diverged_step = seeds.new_full((students,), -1) if isinstance(seeds, Tensor) else torch.empty(0)
@@ -239,8 +272,8 @@ def two_layer_sgd(
         *(buffers if momentum and buffers is not None else (None,) * 4),
         indices,
         multipliers,
-        *(None,) * 4,
-        0.0,
+        *((None,) * 4 if fresh is None else fresh.teacher),
+        0.0 if fresh is None else float(fresh.std),
         batch_size,
         first_step,
         steps,

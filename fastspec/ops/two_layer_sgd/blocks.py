@@ -72,8 +72,8 @@ class Block:
     def step(self, batches: Iterable[Batch], samples: int, lr: Tensor, loss: Tensor) -> Tensor:
         """One step from `old` to `new`, lr [8, 1, 1].
 
-        Adds the squared norm of the residuals to loss [8]; returns the sum of every student's new weights [8],
-        which is finite only if they all are.
+        Adds the squared norm of the residuals to loss [8]; returns 0 for every student whose new weights are all finite
+        and NaN for the others [8].
         """
         self._decay(lr)
         scale = lr / samples if self.buffers is None else torch.full_like(lr, 1.0 / samples)
@@ -90,7 +90,8 @@ class Block:
             rows = self.new[0][..., : self.d]
             norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             rows.div_(norm.masked_fill_(norm == 0, 1.0))
-        return self.new[0].flatten(1).sum(1) + self.new[1].flatten(1).sum(1)
+        first, top = ((weights * 0).flatten(1).sum(1) for weights in self.new)
+        return first + top
 
     def _decay(self, lr: Tensor) -> None:
         """What a step does before it has seen a sample: weight decay, and the decay of the momentum buffers."""

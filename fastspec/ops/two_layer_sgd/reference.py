@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fastspec.ops.normal import fresh_inputs
 from fastspec.ops.philox import batch_indices
 from fastspec.ops.two_layer_sgd.blocks import STUDENTS, Batch, Block, Rule, Scratch, padded
 
@@ -21,9 +23,16 @@ class Run:
     """One call: the students of a packed population in blocks, and the steps they take together."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, packed: Sequence[Tensor], buffers: Sequence[Tensor], offsets: Tensor, rule: Rule
+        self,
+        x: Tensor,
+        y: Tensor,
+        packed: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        offsets: Tensor,
+        rule: Rule,
+        teacher: Callable[[Tensor], Tensor] | None,
     ):
-        self.d, self.outputs, self.rule = x.shape[1], y.shape[1], rule
+        self.d, self.outputs, self.rule, self.teacher = x.shape[1], y.shape[1], rule, teacher
         self.x = x.new_zeros(len(x), padded(self.d + 1, x.dtype))  # [N, D]
         self.x[:, : self.d] = x
         self.x[:, self.d] = float(rule.bias)
@@ -74,13 +83,13 @@ class Run:
         slot_rates = [_slots(block, rates, 0.0)[..., None, None] for block in self.blocks]  # [T, 8, 1, 1]
         limit = min(loss_limit, torch.finfo(rates.dtype).max)
         limits = rates.new_tensor([[math.inf if k is None else limit for k in block.students] for block in self.blocks])
-        loss, sums = torch.empty_like(limits), torch.empty_like(limits)
+        loss, spoilt = torch.empty_like(limits), torch.empty_like(limits)
         for t in range(len(rates)):
             loss.zero_()
             for i, block in enumerate(self.blocks):
                 batches = self.batches(block, None if rows is None else rows[i][t])
-                sums[i] = block.step(batches, samples, slot_rates[i][t], loss[i])
-            healthy = loss / (2 * samples) + 0 * sums <= limits  # 0 * inf is NaN, and NaN is not healthy
+                spoilt[i] = block.step(batches, samples, slot_rates[i][t], loss[i])
+            healthy = loss / (2 * samples) + spoilt <= limits  # NaN is not healthy
             if not bool(healthy.all()):
                 for i, slot in (~healthy).nonzero().tolist():
                     k = self.blocks[i].students[slot]
@@ -104,7 +113,10 @@ class Run:
                     yield part, rows[k] if i == 3 else rows[nodes]
 
     def batches(self, block: Block, rows: Tensor | None) -> Iterator[Batch]:
-        """The batch of one step, in parts of at most 4096 samples: rows [8, B], or None for all samples."""
+        """The batch of one step, in parts of at most 4096 samples.
+
+        rows: which samples, [8, B] int64; fresh inputs [8, B, d] of a floating dtype; or None for all samples.
+        """
         samples = len(self.x) if rows is None else rows.shape[1]
         for start in range(0, samples, SAMPLES):
             size = min(SAMPLES, samples - start)
@@ -115,6 +127,13 @@ class Run:
             if rows is None:
                 x, y = self.x[start : start + size], self.y[start : start + size]
                 yield x.expand(STUDENTS, -1, -1), y.expand(STUDENTS, -1, -1), scratch
+            elif self.teacher is not None:
+                x = rows[:, start : start + size]
+                scratch.x.zero_()
+                scratch.x[..., : self.d], scratch.x[..., self.d] = x, float(self.rule.bias)
+                scratch.y.zero_()
+                scratch.y[..., : self.outputs] = self.teacher(x)
+                yield scratch.x, scratch.y, scratch
             else:
                 part = rows[:, start : start + size].reshape(-1)
                 torch.index_select(self.x, 0, part, out=scratch.x_rows)
@@ -181,16 +200,19 @@ def two_layer_sgd(
     buffers = [t.clone(memory_format=torch.contiguous_format) if momentum else t.new_empty(0) for t in given or packed]
     diverged = diverged_step.clone()
     rule = Rule(momentum, weight_decay, negative_slope, bias, normalize, fixed_first, fixed_top)
-    run = Run(x, y, packed, buffers, offsets, rule)
+    layers = [t for t in (teacher_w1, teacher_b1, teacher_w2, teacher_b2) if t is not None]
+    teacher = partial(_answer, layers, negative_slope) if fresh_std else None
+    run = Run(x, y, packed, buffers, offsets, rule, teacher)
     run.pack([k for k, step in enumerate(diverged.tolist()) if step < 0])
     samples = (indices.shape[-1] if indices is not None else batch_size) or len(x)
+    draw = partial(_rows, run, indices, seeds, first_step, batch_size, fresh_std)
     table = (lr if multipliers is None else multipliers[:, None] * lr).expand(steps, -1)  # [T, P] float64
-    stride = max(1, DRAWS // max(1, len(seeds) * samples))
+    words = samples * (x.shape[1] if fresh_std else 1)  # of a student and step
+    stride = max(1, DRAWS // max(1, len(seeds) * words))
     with _threads_for(samples):
         for start in range(0, steps if run.blocks else 0, stride):
             window = slice(start, min(start + stride, steps))
-            rows = _rows(run, indices, seeds, window, first_step, batch_size)
-            for k, t in run.advance(table[window].to(x.dtype), rows, samples, loss_limit):
+            for k, t in run.advance(table[window].to(x.dtype), draw(window), samples, loss_limit):
                 diverged[k] = first_step + start + t
     for block in run.blocks:
         for slot in range(STUDENTS):
@@ -199,15 +221,31 @@ def two_layer_sgd(
 
 
 def _rows(
-    run: Run, indices: Tensor | None, seeds: Tensor, window: slice, first_step: int, batch_size: int
+    run: Run,
+    indices: Tensor | None,
+    seeds: Tensor,
+    first_step: int,
+    batch_size: int,
+    fresh_std: float,
+    window: slice,
 ) -> list[Tensor] | None:
-    """The batches of every block [T, 8, B] in a window of steps; None when every batch is all samples."""
+    """The batches of every block in a window of steps, as `Run.batches` takes them, [T, 8, ..]; None for all samples."""
+    if indices is None and batch_size == 0:
+        return None
     if indices is not None:
         table = indices[..., window, :].expand(len(seeds), -1, -1)
-    elif batch_size == 0:
-        return None
     else:
         distinct, which = seeds.unique(return_inverse=True)
         steps = torch.arange(first_step + window.start, first_step + window.stop, device=seeds.device)
-        table = batch_indices(distinct, steps, batch_size, len(run.x))[which]
+        if fresh_std:
+            table = fresh_inputs(distinct, steps, batch_size, run.d, fresh_std, run.x.dtype)[which]
+        else:
+            table = batch_indices(distinct, steps, batch_size, len(run.x))[which]
     return [_slots(block, table.transpose(0, 1), 0) for block in run.blocks]
+
+
+def _answer(teacher: Sequence[Tensor], negative_slope: float, x: Tensor) -> Tensor:
+    """The outputs [8, B, C] of a two-layer teacher w1 [m, d], b1 [m], w2 [m, C], b2 [1, C] to x [8, B, d]."""
+    w1, b1, w2, b2 = teacher
+    hidden = torch.nn.functional.leaky_relu(x @ w1.mT + b1, negative_slope)
+    return hidden @ w2 + b2
