@@ -8,15 +8,23 @@ report = fs.measure(teacher, student, fs.data.gaussian(100_000, 20, std=10.0, se
 print(report)
 """
 
+import warnings
+
 from fastspec import data, initialization, matching, networks, pruning, statistics, teachers
 from fastspec.config import show_config
 from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
 from fastspec.networks import MLP, ConvNet
+from fastspec.ops.library import native_error
 from fastspec.populations import Population
 from fastspec.training import History, train_two_layer
 
 __version__ = "0.1.0"
+
+if native_error() is not None:
+    warnings.warn(
+        f"{native_error()}; running on the torch reference path, slower and with the same results", stacklevel=2
+    )
 
 __all__ = [
     "MLP",

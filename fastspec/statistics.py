@@ -196,12 +196,13 @@ def overlaps(teacher_weight: Tensor, student_weight: Tensor) -> Overlaps:
 
 
 def check_finite_nodes(moments: CrossMoments) -> None:
-    """ValueError, naming the side and its number of nodes, where activations were NaN or infinite."""
+    """ValueError, naming the side and its number of nodes, where activations or sums of squares were not finite."""
     for side in ("teacher", "student"):
         finite = (getattr(moments, f"{side}_mean").isfinite()) & (getattr(moments, f"{side}_scatter").isfinite())
         if not finite.all():
             bad = int((~finite).sum())
-            refuse(side, f"NaN or infinite activations in {bad} of {finite.numel()} nodes", "finite activations")
+            got = f"NaN, infinite or too large activations in {bad} of {finite.numel()} nodes"
+            refuse(side, got, "finite activations, up to 1e15 in float32")
 
 
 def constant_nodes(moments: CrossMoments) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,7 @@ OF_MOMENTS: list[Case] = [
     ("student", "device", activations(b=s.to("meta"))),
     ("teacher", "NaN", activations(a=spoiled(t))),
     ("student", "infinity", activations(b=spoiled(s, math.inf))),
+    ("student", "squares beyond float32", activations(b=1e30 * s)),
     ("teacher", "no samples", activations(t[:0], s[:0])),
     ("teacher", "no tensor", activations(a=t.tolist())),
     ("moments", "one sample", lambda: fs.cross_moments(t[:1], s[:1]).correlation(undefined="raise")),

@@ -370,7 +370,7 @@ def test_overflow_names_batches_layer_and_side() -> None:
         student.linears[0].weight.fill_(3e38)
     x = torch.ones(6, INPUTS)
     with pytest.raises(
-        ValueError, match=r"data, batch 0 to 2, hidden1: student: got NaN or infinite activations in 4 of 4"
+        ValueError, match=r"data, batch 0 to 2, hidden1: student: got NaN, infinite or too large activations in 4 of 4"
     ):
         measure(teacher, student, x.split(2))
     with torch.no_grad():

@@ -238,16 +238,16 @@ WEIGHTS = ((normal(3, 6), None), (normal(5, 6), normal(5)))
 BAD_CALLS = {
     "0 samples": lambda: cross_moments(GOOD[0][:0], GOOD[1][:0]),
     "teacher: got 0 samples": lambda: layer_moments(normal(0, 6), *WEIGHTS),
-    "teacher: got NaN or infinite activations in 1 of 3 nodes": lambda: cross_moments(
+    "teacher: got NaN, infinite or too large activations in 1 of 3 nodes": lambda: cross_moments(
         poisoned(GOOD[0], (0, 1)), GOOD[1]
     ),
-    "student: got NaN or infinite activations in 1 of 5 nodes": lambda: layer_moments(
+    "student: got NaN, infinite or too large activations in 1 of 5 nodes": lambda: layer_moments(
         normal(8, 6), WEIGHTS[0], (poisoned(WEIGHTS[1][0], (2, 2)), None)
     ),
-    "student: got NaN or infinite activations in 2 of 10 nodes": lambda: cross_moments(
+    "student: got NaN, infinite or too large activations in 2 of 10 nodes": lambda: cross_moments(
         GOOD[0], poisoned(normal(2, 8, 5), (slice(None), 1, 4), math.inf)
     ),
-    "teacher: got NaN or infinite activations in 3 of 3 nodes": lambda: layer_moments(
+    "teacher: got NaN, infinite or too large activations in 3 of 3 nodes": lambda: layer_moments(
         poisoned(normal(8, 6), 7), *WEIGHTS
     ),
     "thresholds: got none": lambda: cross_moments(*GOOD).match_counts(()),
@@ -279,5 +279,5 @@ def test_arguments_of_the_wrong_type() -> None:
 def test_moments_with_non_finite_scatter_give_no_correlation() -> None:
     moments = cross_moments(*GOOD)
     broken = CrossMoments(**(moments.tensors() | {"student_scatter": poisoned(moments.student_scatter, 0, math.inf)}))
-    with pytest.raises(ValueError, match="student: got NaN or infinite activations in 1 of 5 nodes"):
+    with pytest.raises(ValueError, match="student: got NaN, infinite or too large activations in 1 of 5 nodes"):
         broken.correlation()

@@ -19,7 +19,8 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import torch, fastspec as fs
     from fastspec.ops import library
-assert [w.category for w in caught if "fastspec" in str(w.message)] == [UserWarning], "it says so, once"
+said = [(w.category, w.filename) for w in caught if "fastspec" in str(w.message)]
+assert said == [(UserWarning, "<string>")], "it says so, once, at the line that imports it"
 assert "installed without its native code" in library.native_error()
 teacher = fs.teachers.separated([8, 6, 5, 3], seed=0)
 student = fs.networks.student_like(teacher, multi=2, seed=1)
