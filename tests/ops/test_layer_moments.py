@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,26 +235,6 @@ def test_fake_of_a_cuda_tensor():
         w_t, w_s = torch.empty(3, 4, device="cuda"), torch.empty(2, 5, 4, device="cuda")
         out = torch.ops.fastspec.layer_moments(x, w_t, None, x, w_s, None, 0.0, True, True)
     assert out[4].shape == (2, 3, 5) and out[9].shape == (2, 10, 5) and out[9].device.type == "cuda"
-
-
-@pytest.mark.native
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_smaller_instruction_sets(isa, monkeypatch):
-    """The same tests again, in a process that is asked for the kernels of less capable machines."""
-    from fastspec._host import build_facts
-
-    largest = build_facts()["largest_instruction_set"]
-    if largest in ("baseline", isa):
-        pytest.skip(f"this machine has no more than {largest}, which all other tests run")
-    monkeypatch.setenv("FASTSPEC_ISA", isa)
-    here = Path(__file__).parent
-    files = [str(here / "test_cross_moments.py"), str(here / "test_layer_moments.py")]
-    check = f"import fastspec._host as h; assert h.build_facts()['instruction_set'] == '{isa}'"
-    subprocess.run([sys.executable, "-c", check], check=True)
-    skip = "not instruction_set and not compiles and not opcheck"
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", skip, *files], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
 
 
 X, W, B, V = torch.zeros(8, 4), torch.zeros(3, 4), torch.zeros(3), torch.zeros(5, 4)

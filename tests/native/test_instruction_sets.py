@@ -1,0 +1,32 @@
+"""The tests of the ops again, in a process that is asked for the kernels of less capable machines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = ("test_cross_moments", "test_layer_moments", "test_two_layer_sgd", "test_two_layer_sgd_kernel")
+COSTLY = "not compiles and not opcheck and not dispatcher"  # say nothing about instruction sets
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_smaller_instruction_sets(isa: str):
+    from fastspec._host import build_facts
+
+    largest = build_facts()["largest_instruction_set"]
+    if largest in ("baseline", isa):
+        pytest.skip(f"this machine has no more than {largest}, which all other tests run")
+    environment = {**os.environ, "FASTSPEC_ISA": isa}
+    check = f"import fastspec._host as h; assert h.build_facts()['instruction_set'] == '{isa}'"
+    subprocess.run([sys.executable, "-c", check], check=True, env=environment)
+    files = [str(Path(__file__).parents[1] / "ops" / f"{name}.py") for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", COSTLY, *files]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "passed" in run.stdout
