@@ -16,9 +16,7 @@ pytestmark = pytest.mark.native
 FLAGS = ("bias", "normalize", "fixed_first", "fixed_top")
 
 
-def specified(
-    x: Tensor | None, y: Tensor | None, weights: Packed, offsets: Tensor, *, lr, seeds, steps, **o
-) -> Trained:
+def specified(x: Tensor | None, y: Tensor | None, weights: Packed, offsets: Tensor, **o) -> Trained:
     """The specification, called as the op is."""
     momentum, fresh = o.get("momentum", 0.0), o.get("fresh")
     if fresh is not None:
