@@ -31,7 +31,7 @@ def specified(x: Tensor | None, y: Tensor | None, weights: Packed, offsets: Tens
             *(fresh.teacher if fresh else [None] * 4),
             fresh.std if fresh else 0.0,
         ),
-        *(o.get("batch_size", 0), o.get("first_step", 0), steps, momentum, o.get("weight_decay", 0.0)),
+        *(o.get("batch_size", 0), o.get("first_step", 0), o["steps"], momentum, o.get("weight_decay", 0.0)),
         *(o.get("negative_slope", 0.0), o.get("loss_limit", math.inf), *(o.get(f, f == "bias") for f in FLAGS)),
     )
     return Trained(Packed(*out[:4]), Packed(*out[4:8]) if momentum else None, out[8])
