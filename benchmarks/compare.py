@@ -141,6 +141,15 @@ def best(variants: Sequence[Peer], inputs: Any, *, keep: int, device: str, round
     return [variants[int(i)] for i in order[:keep]]
 
 
+def failure(call: Callable[[Any], Any], inputs: Any) -> str | None:
+    """Why a call that not every machine can make fails on these inputs; None where it does not."""
+    try:
+        call(inputs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
 def lack_of_memory(need: float, device: str) -> str | None:
     """Why a peer that needs so many bytes beyond its inputs is left out; None where it fits."""
     if device == "cuda":

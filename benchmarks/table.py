@@ -24,6 +24,8 @@ def render(result: Entry) -> str:
     parts = [_speeds(result)] if "cases" in result else []
     if "memory" in result:
         parts.append(_memory(result["memory"]))
+    if "study" in result:
+        parts.append(_study(result["study"]))
     if "overhead_us" in result:
         rows = [[name, _number(us)] for name, us in result["overhead_us"].items()]
         parts.append(markdown(["call on tiny tensors", "µs"], rows))
@@ -51,11 +53,13 @@ def _speeds(result: Entry) -> str:
     families = list(result["geometric_means"])
     error_of = result.get("error_of", "rho")
     axes = result.get("axes", "samples x inputs, teacher x student")
-    header = [axes, "fastspec ms", "of sgemm", "of floor", f"error of {error_of}"]
+    unit = "µs a step" if "steps" in result["cases"][0]["shape"] else "ms"
+    gemm = result.get("gemm", "sgemm")
+    header = [axes, f"fastspec {unit}", f"of {gemm}", "of floor", f"error of {error_of}"]
     rows = []
     for case in result["cases"]:
         ours = case["peers"]["fastspec"]
-        row = [case["label"], _milliseconds(ours), _percent(ours.get("of_matrix_rate")), _percent(ours.get("of_floor"))]
+        row = [case["label"], _time(case), _percent(ours.get("of_matrix_rate")), _percent(ours.get("of_floor"))]
         row.append(f"{ours['error'][error_of]:.0e}" if "error" in ours else "wrong")
         rows.append([*row, *(_ratio(case, case["best"][name]) for name in families)])
     means = ["-" if mean is None else f"{mean:.2f}x" for mean in result["geometric_means"].values()]
@@ -81,6 +85,17 @@ def _memory(rows: Sequence[Entry]) -> str:
         for row in rows
     ]
     return markdown(["peer", "samples x inputs, teacher x student", "extra MB"], cells)
+
+
+def _study(rows: Sequence[Entry]) -> str:
+    header = ["dtype, teacher nodes", "students", f"{rows[0]['steps']:,} steps, s", "measuring, s", "error of weights"]
+    cells = []
+    for row in rows:
+        found = ["-", "-", "wrong"]
+        if "wrong" not in row:
+            found = [f"{row['training_s']:.2f}", f"{row['measuring_s']:.2f}", f"{row['error']['weights']:.0e}"]
+        cells.append([f"{row['dtype']}, {row['teacher']}", str(row["students"]), *found])
+    return markdown(header, cells)
 
 
 def _targets(targets: Sequence[Entry]) -> str:
@@ -113,8 +128,12 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def _milliseconds(peer: Entry) -> str:
-    return f"{peer['median_ms']:.1f}" if "median_ms" in peer else "-"
+def _time(case: Entry) -> str:
+    """Milliseconds of the call, or microseconds of one of its steps."""
+    found = case["peers"]["fastspec"].get("median_ms")
+    if found is None:
+        return "-"
+    return f"{found * 1e3 / case['shape']['steps'] if 'steps' in case['shape'] else found:.1f}"
 
 
 def update(document: str, results: Path = RESULTS) -> str:

@@ -21,6 +21,7 @@ RESULT = {
     "cases": [
         {
             "label": "10 x 2, 3 x 4",
+            "shape": {"samples": 10},
             "best": {"chunked": "chunked 512", "corrcoef": "corrcoef"},
             "peers": {
                 "fastspec": {"median_ms": 12.34, "of_matrix_rate": 0.8, "of_floor": 0.81, "error": {"rho": 2e-7}},
