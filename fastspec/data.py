@@ -39,6 +39,16 @@ class Splits:
     held_out: Samples
 
 
+@dataclass(frozen=True)
+class FreshGaussian:
+    """Inputs N(0, std^2) drawn anew for every step of online learning, as `train_two_layer` takes them for x."""
+
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_real("std", self.std, "a finite positive number", math.ulp(0.0))
+
+
 def gaussian(
     n: int, d: int | Sequence[int], *, std: float = 1.0, seed: int = 0, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastspec.adapters import check_placement, evaluation_mode, forward
+from fastspec.data import FreshGaussian, gaussian
+from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_integer, check_tensor, refuse, shape
+from fastspec.ops.two_layer_sgd import Fresh, Packed
 from fastspec.populations import Population
+
+PROBE = 4096  # fresh inputs from which the scale of the loss is found
 
 
 def targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor:
@@ -36,6 +42,37 @@ def targets(teacher: torch.nn.Module, students: Population, x: Tensor) -> Tensor
         refuse("teacher", f"outputs of {shape(y)}", f"[samples, {students.b2.shape[1]}], the outputs of the students")
     check_finite("teacher outputs", y)
     return y.to(x.dtype)
+
+
+class Source(NamedTuple):
+    """Where batches come from, as the op takes it, and the loss of a student that answers 0."""
+
+    x: Tensor | None  # [N, d]
+    y: Tensor | None  # [N, C]
+    fresh: Fresh | None
+    scale: float
+
+
+def source(teacher: torch.nn.Module, students: Population, x: Tensor | FreshGaussian) -> Source:
+    """Check the data against both networks; the teacher answers samples here, and fresh inputs inside the op."""
+    if not isinstance(x, FreshGaussian):
+        y = targets(teacher, students, x)
+        return Source(x, y, None, _scale(y))
+    if not isinstance(students, Population):
+        refuse("students", type(students).__name__, "a Population", TypeError)
+    layers = teacher.folded() if isinstance(teacher, MLP) else []
+    if len(layers) != 2:
+        got = f"{len(layers) - 1} hidden layers" if layers else type(teacher).__name__
+        refuse("teacher", got, "an MLP with one hidden layer, where x is FreshGaussian", TypeError)
+    like = students.w1
+    probe = gaussian(PROBE, like.shape[1], std=x.std, dtype=like.dtype).to(like.device)
+    (w1, b1), (w2, b2) = [(w.detach(), w.new_zeros(len(w)) if b is None else b.detach()) for w, b in layers]
+    fresh = Fresh(Packed(w1, b1, w2.mT.contiguous(), b2[None]), float(x.std))
+    return Source(None, None, fresh, _scale(targets(teacher, students, probe)))
+
+
+def _scale(y: Tensor) -> float:
+    return float(y.double().square().sum(1).mean() / 2)
 
 
 def default_seeds(students: Population) -> Sequence[int]:

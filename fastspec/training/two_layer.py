@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastspec.data import FreshGaussian
 from fastspec.ops.checks import check_integer, refuse
 from fastspec.ops.two_layer_sgd import Packed, check_indices, check_rule, two_layer_sgd
 from fastspec.populations import Population
 from fastspec.progress import Progress
 from fastspec.training.checkpoints import State, digest, load_state, save_state
-from fastspec.training.inputs import default_seeds, multipliers_of, per_student, snapshot_steps, targets
+from fastspec.training.inputs import default_seeds, multipliers_of, per_student, snapshot_steps, source
 
 OnSnapshot = Callable[[int, Population, Tensor], object]
 Report = Callable[[int, int], object]
 LIMIT = 1e8  # a batch loss this many times the loss of a student that answers 0 counts as divergence
-CALL_SECONDS = 1.0  # aimed length of one call of the op
+CALL_SECONDS = 0.4  # aimed length of one call of the op, after which Ctrl-C is heard
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -43,7 +44,7 @@ class History:
 def train_two_layer(
     teacher: torch.nn.Module,
     students: Population,
-    x: Tensor,
+    x: Tensor | FreshGaussian,
     *,
     steps: int,
     batch_size: int | None = 16,
@@ -67,7 +68,9 @@ def train_two_layer(
     """SGD of every student on the mean over its batch of 1/2 ||teacher(x) - student(x)||^2.
 
     teacher: a module from [N, d] to [N, C], evaluated once; students: a `Population` with d inputs and C outputs;
-    x [N, d] of the students' dtype (float32 or float64) and device.
+    x [N, d] of the students' dtype (float32 or float64) and device; or `fs.data.FreshGaussian(std)` for online
+    learning: `batch_size` new inputs for every student and step, from the stream of its seed, answered by the teacher,
+    then an `MLP` with one hidden layer.
     batch_size: samples drawn with replacement for each step and student; None: all samples at every step.
     indices: the batches themselves, int64 [steps, batch] for all students or [P, steps, batch].
     lr: one number or one per student. schedule: factors on lr, [steps] or a function of the step (counted from 0).
@@ -86,12 +89,15 @@ def train_two_layer(
     Raises ValueError or TypeError, naming the argument, for whatever does not fit; a checkpoint of another
     configuration is a ValueError.
     """
-    y = targets(teacher, students, x)
+    data = source(teacher, students, x)
+    device = students.w1.device
     check_integer("steps", steps, 0)
     if batch_size is not None:
         check_integer("batch_size", batch_size, 1)
-    if indices is not None:
-        check_indices(indices, len(students), steps, len(x), x.device)
+    if data.x is None and (batch_size is None or indices is not None):
+        refuse("x", "FreshGaussian with indices or without a batch_size", "FreshGaussian with a batch_size alone")
+    if data.x is not None and indices is not None:
+        check_indices(indices, len(students), steps, len(data.x), device)
     if checkpoint_every is not None:
         check_integer("checkpoint_every", checkpoint_every, 1)
     if fixed not in (None, "first", "top"):
@@ -99,11 +105,14 @@ def train_two_layer(
     if not bias and (bool(students.b1.any()) or bool(students.b2.any())):
         refuse("bias", "False for students with biases other than 0", "True, or students without biases")
     if loss_limit is None:
-        loss_limit = LIMIT * float(y.double().square().sum(1).mean() / 2) or math.inf
+        loss_limit = LIMIT * data.scale or math.inf
+    teacher_slope = float(getattr(teacher, "negative_slope", 0.0))
     if negative_slope is None:
-        negative_slope = float(getattr(teacher, "negative_slope", 0.0))
+        negative_slope = teacher_slope
+    elif data.fresh is not None and negative_slope != teacher_slope:
+        refuse("negative_slope", negative_slope, f"the teacher's, {teacher_slope}, where x is FreshGaussian")
     check_rule(momentum, weight_decay, negative_slope, loss_limit)
-    rates = per_student("lr", lr, len(students), torch.float64).to(x.device)
+    rates = per_student("lr", lr, len(students), torch.float64).to(device)
     streams = per_student("seeds", default_seeds(students) if seeds is None else seeds, len(students), torch.int64)
     multipliers = multipliers_of(schedule, steps)
     stops = snapshot_steps(snapshots, steps)
@@ -118,13 +127,16 @@ def train_two_layer(
         "fixed_top": fixed == "top",
         "batch_size": batch_size or 0,
     }
-    state = State(0, students.packed, None, torch.full((len(students),), -1, device=x.device))
+    state = State(0, students.packed, None, torch.full((len(students),), -1, device=device))
     fingerprint: dict[str, object] = {}
     if checkpoint is not None:
-        tables = {"x": x, "y": y, "lr": rates, "seeds": streams, "indices": indices, "schedule": multipliers}
+        tables = {"x": data.x, "y": data.y, "lr": rates, "seeds": streams, "indices": indices, "schedule": multipliers}
         tables |= {f"students.{name}": t for name, t in students.packed._asdict().items()}
-        fingerprint = options | {name: digest(t) for name, t in tables.items()} | {"widths": students.widths}
-        state = load_state(checkpoint, fingerprint, x.device) or state
+        if data.fresh is not None:
+            tables |= {f"teacher.{name}": t for name, t in data.fresh.teacher._asdict().items()}
+        fingerprint = options | {name: digest(t) for name, t in tables.items()}
+        fingerprint |= {"widths": students.widths, "fresh_std": None if data.fresh is None else data.fresh.std}
+        state = load_state(checkpoint, fingerprint, device) or state
         if state.step > steps:
             refuse(
                 "steps", steps, f"at least {state.step}, the steps already made in checkpoint {os.fspath(checkpoint)!r}"
@@ -134,13 +146,13 @@ def train_two_layer(
             takes = f"later steps than {state.step}, or those that checkpoint {os.fspath(checkpoint)!r} kept"
             refuse("snapshots", sorted(lost), takes)
 
-    offsets, streams = students.offsets.to(x.device), streams.to(x.device)
+    offsets, streams = students.offsets.to(device), streams.to(device)
 
     def advance(state: State, until: int) -> State:
         window = slice(state.step, until)
         out = two_layer_sgd(
-            x,
-            y,
+            data.x,
+            data.y,
             state.weights,
             offsets,
             lr=rates,
@@ -148,7 +160,8 @@ def train_two_layer(
             steps=until - state.step,
             first_step=state.step,
             indices=None if indices is None else indices[..., window, :],
-            multipliers=None if multipliers is None else multipliers[window].to(x.device),
+            multipliers=None if multipliers is None else multipliers[window].to(device),
+            fresh=data.fresh,
             buffers=state.buffers,
             diverged_step=state.diverged_step,
             **options,
@@ -200,10 +213,10 @@ def train_two_layer(
 
 
 class Pace:
-    """How many steps to make in one call of the op, so that a call takes about a second; no result depends on it."""
+    """How many steps to make in one call of the op, which takes about `CALL_SECONDS`; no result depends on it."""
 
     def __init__(self) -> None:
-        self.steps, self._start = 16, 0.0
+        self.steps, self._start = 1, 0.0
 
     def __enter__(self) -> None:
         self._start = time.monotonic()
