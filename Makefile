@@ -17,7 +17,7 @@ install: $(INSTALLED) ## make .venv, install the pinned dependencies, build the 
 
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, install python3-venv"; exit 1; }
-	$(PIP) install -q -c constraints.txt torch numpy setuptools wheel ninja pybind11
+	$(PIP) install -q -c constraints.txt torch numpy setuptools ninja pybind11
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[lab,test,lint]'
 	@touch $@
 
@@ -42,6 +42,7 @@ bench: $(INSTALLED) ## the CPU benchmarks, with a table of results
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
 
-clean: ## remove everything that make made
-	rm -rf $(VENV) build *.egg-info fastspec/_C* fastspec/_host* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove all that was installed and built; runs stay in fastspec-runs
+	rm -rf $(VENV) build dist *.egg-info fastspec/_C* fastspec/_host*
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
