@@ -14,7 +14,7 @@ from fastspec.batches import Batch, Data, gather, read
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
 from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
-from fastspec.workers import workers
+from fastspec.workers import Spread
 
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
 SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
@@ -27,6 +27,7 @@ def measure_layers(
     stacks: Sequence[Sequence[Layer]],
     data: Data,
     *,
+    spread: Spread,
     batch_size: int,
     progress: bool | None,
     negative_slope: float,
@@ -36,7 +37,7 @@ def measure_layers(
 
     teacher: plain linear layers, lowest first; all but the last are followed by a ReLU. stacks: the same of the
     students, whose weights [P, out, in] and biases [P, out] may have a population axis. At most `batch_size` samples go
-    through at a time, fewer for wide networks. Populations are cut into slabs of students for the threads of torch.
+    through at a time, fewer for wide networks. Populations are cut into slabs of students, the tasks of `spread`.
     """
     _check_layers("teacher", teacher)
     for stack in stacks:
@@ -52,9 +53,8 @@ def measure_layers(
         if x.shape[1] != weight.shape[1]:
             refuse(place, shape(x), f"[samples, {weight.shape[1]}], the inputs of the networks")
 
-    with workers(len(slabs)) as spread:
-        for batch in gather(read(data, batch_size, check, progress), batch_size):
-            spread(partial(_Pass.add, batch=batch), slabs)
+    for batch in gather(read(data, batch_size, check, progress), batch_size):
+        spread(partial(_Pass.add, batch=batch), slabs)
     return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fastspec.networks import MLP
 from fastspec.ops.checks import check_integer, refuse
 from fastspec.population_measurement import MeasuredGroup, PopulationMeasurement
 from fastspec.populations import Population
+from fastspec.workers import one_by_one, workers
 
 MLP_BATCH, MODULE_BATCH = 8192, 256  # samples at a time, where the caller leaves it open
 
@@ -91,30 +92,28 @@ def measure(
             refuse(name, type(network).__name__, " or ".join(kind.__name__ for kind in kinds), TypeError)
     if batch_size is not None:
         check_integer("batch_size", batch_size)
-    options = {"coactivation": coactivation, "grams": grams}
+    wanted = {"coactivation": coactivation, "grams": grams}
+    options: dict[str, Any] = {"batch_size": batch_size or MLP_BATCH, "progress": progress, **wanted}
     if isinstance(student, Population):
         if layers is not None or not isinstance(teacher, MLP):
             got = (
                 f"a Population, a {type(teacher).__name__} as teacher and {'no' if layers is None else 'some'} `layers`"
             )
             refuse("student", got, "a Population with an MLP as teacher and no `layers`", TypeError)
-        groups = list(student.groups())
+        return _population(teacher, student, data, options)
+    if layers is None and isinstance(teacher, MLP) and isinstance(student, MLP) and _one_slope(teacher, student):
+        slope, stacks = teacher.negative_slope, [student.folded()]
+        return measure_layers(teacher.folded(), stacks, data, negative_slope=slope, spread=one_by_one, **options)[0]
+    return _tapped(teacher, student, layers, data, batch_size or MODULE_BATCH, progress, wanted)
+
+
+def _population(teacher: MLP, students: Population, data: Data, options: dict[str, Any]) -> PopulationMeasurement:
+    """The measurement of a population, in stacks of equal width."""
+    with workers(len(students)) as spread:
+        groups = list(students.groups())
         stacks: list[list[Layer]] = [[(group.w1, group.b1), (group.w2, group.b2)] for group in groups]
-    elif layers is None and isinstance(teacher, MLP) and isinstance(student, MLP) and _one_slope(teacher, student):
-        groups, stacks = [], [student.folded()]
-    else:
-        return _tapped(teacher, student, layers, data, batch_size or MODULE_BATCH, progress, options)
-    measurements = measure_layers(
-        teacher.folded(),
-        stacks,
-        data,
-        batch_size=batch_size or MLP_BATCH,
-        progress=progress,
-        negative_slope=teacher.negative_slope,
-        **options,
-    )
-    if not groups:
-        return measurements[0]
+        slope = teacher.negative_slope
+        measurements = measure_layers(teacher.folded(), stacks, data, negative_slope=slope, spread=spread, **options)
     pairs = zip(groups, measurements, strict=True)
     return PopulationMeasurement([MeasuredGroup(group.indices, measurement) for group, measurement in pairs])
 

@@ -24,25 +24,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def one_by_one(function: Callable[[Task], object], tasks: Iterable[Task]) -> None:
+    """Run tasks here, one after the other, on all threads of torch."""
+    for task in tasks:
+        function(task)
+
+
 @contextmanager
-def workers(tasks: int) -> Iterator[Spread]:
-    """A function that runs independent tasks on as many threads as torch has, each task on one of them from its start
-    to its end; a single task runs here, on all threads of torch.
-
-    tasks: how many there are at one time. An error of a task is raised here. Autograd is off in tasks.
+def workers(most: int) -> Iterator[Spread]:
+    """A function that runs independent tasks on as many threads as torch has, but at most `most`, each task on one of
+    them from its start to its end. Whatever else is done meanwhile is done on one thread: operations on small tensors
+    take longer on several, and much longer on a busy machine. An error of a task is raised here. Autograd is off.
     """
-    threads = min(tasks, torch.get_num_threads())
-    if threads < 2:
-        yield lambda function, items: _run(function, items, map)
-        return
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
-        yield lambda function, items: _run(function, items, pool.map)
+    threads = min(most, torch.get_num_threads())
+    with one_thread(), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
 
+        def spread(function: Callable[[Task], object], tasks: Iterable[Task]) -> None:
+            for _ in pool.map(torch.no_grad()(function), tasks):
+                pass
 
-def _run(function: Callable[[Task], object], items: Iterable[Task], over: Callable) -> None:
-    def task(item: Task) -> None:
-        with torch.no_grad():
-            function(item)
-
-    for _ in over(task, items):
-        pass
+        yield spread if threads > 1 else one_by_one

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastspec.measure import measure
 from fastspec.networks import MLP
+from fastspec.population_measurement import PopulationMeasurement
 from fastspec.populations import Population
 from fastspec.statistics import best, rank_of
 from fastspec.workers import one_thread, workers
@@ -41,17 +42,25 @@ def snapshot(
     loss, loss_train, constant_students [P]; best_correlation, best_correlation_train, best_student, sine [P, m];
     students [P, levels, m]; correlation [N, m] and fan_out [N] of single nodes.
     """
-    p, m = len(students), teacher.hidden_widths[0]
     measured, on_train = (measure(teacher, students, x, progress=False) for x in (held_out, train))
+    with one_thread():  # for what is small
+        found = _of_moments(measured, students, teacher.hidden_widths[0])
+        found |= {"loss": measured.loss, "loss_train": on_train.loss}
+        found["best_correlation_train"] = on_train.best_correlation.float()
+        found["students"] = students_of(found["correlation"], students, levels)
+        found["sine"] = sines(teacher, students, found["best_student"])
+        found["fan_out"] = torch.linalg.vector_norm(students.w2, dim=1)
+    return found
+
+
+def _of_moments(measured: PopulationMeasurement, students: Population, m: int) -> dict[str, Tensor]:
+    """What one set of correlations tells."""
+    p, single = len(students), torch.float32
     found = {
-        "loss": measured.loss,
-        "loss_train": on_train.loss,
         "constant_students": torch.empty(p, dtype=torch.int64),
-        "best_correlation": torch.empty(p, m, dtype=torch.float32),
-        "best_correlation_train": on_train.best_correlation.float(),
+        "best_correlation": torch.empty(p, m, dtype=single),
         "best_student": torch.empty(p, m, dtype=torch.int64),
-        "correlation": torch.empty(len(students.w1), m, dtype=torch.float32),
-        "fan_out": torch.linalg.vector_norm(students.w2, dim=1),
+        "correlation": torch.empty(len(students.w1), m, dtype=single),
     }
     for group, (indices, rows) in zip(measured.groups, by_width(students), strict=True):
         (moments,) = group.measurement.layers.values()
@@ -60,8 +69,6 @@ def snapshot(
         found["best_correlation"][indices], found["best_student"][indices] = values.float(), places
         found["constant_students"][indices] = moments.undefined_nodes().student
         found["correlation"][rows.flatten()] = rho.mT.flatten(0, 1).float()
-    found["students"] = students_of(found["correlation"], students, levels)
-    found["sine"] = sines(teacher, students, found["best_student"])
     return found
 
 
@@ -93,8 +100,6 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
     """
     largest, squares = (torch.zeros(len(students), dtype=torch.float64) for _ in range(2))
     slope = teacher.negative_slope
-    with one_thread():
-        y = teacher(x)
 
     def one(k: int) -> None:
         (w1, b1), (w2, b2) = students.weights(k)
@@ -106,6 +111,7 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
             squares[k] += g.double().square().sum()
 
     with workers(len(students)) as spread:
+        y = teacher(x)
         spread(one, range(len(students)))
     return {"gradient_max": largest, "gradient_rms": (squares / len(x)).sqrt()}
 
