@@ -213,6 +213,35 @@ def test_a_ragged_population_equals_its_students(slab_bytes: int, monkeypatch) -
     assert len(result) == 6 and result.samples == SAMPLES
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_student_does_not_depend_on_threads_and_company(threads: int, monkeypatch) -> None:
+    monkeypatch.setattr(layerwise, "SLAB_BYTES", 2**12)
+    monkeypatch.setattr(layerwise, "SLAB_SAMPLES", 20)
+    teacher, students = population(torch.float32)
+    x, before = inputs(dtype=torch.float32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [measure(teacher, students.select([k]), x).student(0) for k in range(6)]
+        torch.set_num_threads(threads)
+        together = measure(teacher, students, x)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.loss, other.loss)
+        for a, b in zip(
+            one.layers["hidden1"].tensors().values(), other.layers["hidden1"].tensors().values(), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    teacher, students = population()
+    students.w1[-1] = 1e200
+    with pytest.raises(ValueError, match="hidden1"):
+        measure(teacher, students, inputs() * 1e200)
+
+
 def test_population_takes_the_slope_and_batch_norm_of_its_teacher() -> None:
     teacher = network(4, negative_slope=0.3, batch_norm="before")
     students = Population.from_weights([network(5, seed=k).weights() for k in range(2)])
