@@ -17,7 +17,7 @@ install: $(INSTALLED) ## make .venv, install the pinned dependencies, build the 
 
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, install python3-venv"; exit 1; }
-	$(PIP) install -q -c constraints.txt torch numpy setuptools ninja pybind11
+	$(PIP) install -q -c constraints.txt torch numpy setuptools pybind11
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[lab,test,lint]'
 	@touch $@
 

@@ -31,7 +31,7 @@ def native_error() -> str | None:
 def _load_native() -> str | None:
     binaries = sorted(Path(__file__).parents[1].glob("_C.*"))
     if not binaries:
-        return "fastspec was installed without its native code (no C++ compiler, or FASTSPEC_NATIVE=0)"
+        return "fastspec was installed without its native code (no C++ compiler, no pybind11, or FASTSPEC_NATIVE=0)"
     try:
         torch.ops.load_library(str(binaries[0]))
     except OSError as error:
