@@ -67,7 +67,8 @@ Trained two_layer_sgd(const Tensor& x, const Tensor& y, const Tensor& w1, const 
                   "fastspec::two_layer_sgd: x, w1, w2 and b2 have two axes");
   TrainingProblem p{};
   p.scalar = scalar_of(x);
-  STD_TORCH_CHECK(p.scalar == Scalar::f32 || p.scalar == Scalar::f64, "fastspec::two_layer_sgd takes float32 or float64");
+  STD_TORCH_CHECK(p.scalar == Scalar::f32 || p.scalar == Scalar::f64,
+                  "fastspec::two_layer_sgd takes float32 or float64");
   p.samples = x.size(0), p.inputs = w1.size(1), p.outputs = w2.size(1), p.students = b2.size(0), p.steps = steps;
   const int64_t nodes = w1.size(0);
   check_alike(y, x);
@@ -80,7 +81,8 @@ Trained two_layer_sgd(const Tensor& x, const Tensor& y, const Tensor& w1, const 
   p.weights = out.packed();
   std::optional<Weights> buffers;
   if (momentum != 0) {
-    STD_TORCH_CHECK(w1_buffer && b1_buffer && w2_buffer && b2_buffer, "fastspec::two_layer_sgd: momentum needs buffers");
+    STD_TORCH_CHECK(w1_buffer && b1_buffer && w2_buffer && b2_buffer,
+                    "fastspec::two_layer_sgd: momentum needs buffers");
     buffers.emplace(*w1_buffer, *b1_buffer, *w2_buffer, *b2_buffer);
     buffers->check(nodes, p.inputs, p.outputs, p.students, x);
     p.buffers = buffers->packed();
@@ -92,7 +94,8 @@ Trained two_layer_sgd(const Tensor& x, const Tensor& y, const Tensor& w1, const 
   const Tensor diverged =
       copy(table(diverged_step, ScalarType::Long, p.students, "fastspec::two_layer_sgd: diverged_step int64 [P]"));
   p.offsets = static_cast<const int64_t*>(edges.data_ptr());
-  STD_TORCH_CHECK(p.offsets[0] == 0 && p.offsets[p.students] == nodes, "fastspec::two_layer_sgd: offsets span the nodes");
+  STD_TORCH_CHECK(p.offsets[0] == 0 && p.offsets[p.students] == nodes,
+                  "fastspec::two_layer_sgd: offsets span the nodes");
   for (int64_t k = 0; k < p.students; ++k) {
     STD_TORCH_CHECK(p.offsets[k] <= p.offsets[k + 1], "fastspec::two_layer_sgd: offsets grow");
   }
@@ -139,9 +142,16 @@ Trained two_layer_sgd(const Tensor& x, const Tensor& y, const Tensor& w1, const 
   train_two_layer(p, {int(std::max<int64_t>(1, std::min(threads, p.students))), run_parts});
   int32_t type;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
-  const auto buffer = [&](Tensor Weights::*part) { return buffers ? (*buffers).*part : empty({{0}, 1}, type); };
-  return {out.w1, out.b1, out.w2, out.b2, buffer(&Weights::w1), buffer(&Weights::b1), buffer(&Weights::w2),
-          buffer(&Weights::b2), diverged};
+  const auto buffer = [&](Tensor Weights::* part) { return buffers ? (*buffers).*part : empty({{0}, 1}, type); };
+  return {out.w1,
+          out.b1,
+          out.w2,
+          out.b2,
+          buffer(&Weights::w1),
+          buffer(&Weights::b1),
+          buffer(&Weights::w2),
+          buffer(&Weights::b2),
+          diverged};
 }
 
 }  // namespace

@@ -15,11 +15,11 @@ namespace FASTSPEC_ISA {
 // What a core keeps for the batches of the student it trains.
 template <typename T>
 struct BatchMemory {
-  int64_t *rows, *next_rows;   // [batch], of this step and of the next
-  uint32_t* words;             // [part * d], fresh inputs before they are numbers
-  float* normals;              // the same
-  T* hidden;                   // [teacher nodes, wide]
-  const Network<T>* teacher;   // packed once for all
+  int64_t *rows, *next_rows;  // [batch], of this step and of the next
+  uint32_t* words;            // [part * d], fresh inputs before they are numbers
+  float* normals;             // the same
+  T* hidden;                  // [teacher nodes, wide]
+  const Network<T>* teacher;  // packed once for all
   int64_t teacher_nodes;
 };
 

@@ -2,5 +2,7 @@
 #include "one_pass.h"
 
 namespace fastspec {
-void compute_moments_baseline(const MomentsProblem& problem, const Parallel& parallel) { baseline::compute(problem, parallel); }
+void compute_moments_baseline(const MomentsProblem& problem, const Parallel& parallel) {
+  baseline::compute(problem, parallel);
+}
 }  // namespace fastspec

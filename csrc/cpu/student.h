@@ -50,12 +50,12 @@ template <typename T>
 inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
                          T slope, bool bias) {
   by_rows(nodes, [&](auto rows, int64_t j) {
-    block_product<decltype(rows)::of, Lie::apart>(
-        w.first + j * s.fan_in, s.fan_in, a.x_t, s.wide, s.inputs + bias, samples,
-        [&](auto v, int r, int64_t c, auto z) {
-          const auto low = slope * z;
-          v.store(a.hidden + (j + r) * s.wide + c, low > z ? low : z);  // NaN stays NaN
-        });
+    block_product<decltype(rows)::of, Lie::apart>(w.first + j * s.fan_in, s.fan_in, a.x_t, s.wide, s.inputs + bias,
+                                                  samples, [&](auto v, int r, int64_t c, auto z) {
+                                                    const auto low = slope * z;
+                                                    v.store(a.hidden + (j + r) * s.wide + c,
+                                                            low > z ? low : z);  // NaN stays NaN
+                                                  });
   });
 }
 
@@ -161,16 +161,14 @@ class Student {
     if (rule_.train_top) {
       T* const sum = sums.top + j * s.fan_out;
       block_product<rows, Lie::apart>(
-          hidden, s.wide, a.residual, s.fan_out, samples, s.outputs, [&](auto v, int r, int64_t c, auto g) {
-            change(v, top + r * s.fan_out + c, sum + r * s.fan_out + c, g, u);
-          });
+          hidden, s.wide, a.residual, s.fan_out, samples, s.outputs,
+          [&](auto v, int r, int64_t c, auto g) { change(v, top + r * s.fan_out + c, sum + r * s.fan_out + c, g, u); });
     }
     if (!rule_.train_first) return;
     T* const sum = sums.first + j * s.fan_in;
     block_product<rows, Lie::apart>(
-        a.gradient, s.wide, a.x, s.fan_in, samples, s.inputs + rule_.bias, [&](auto v, int r, int64_t c, auto g) {
-          change(v, first + r * s.fan_in + c, sum + r * s.fan_in + c, g, u);
-        });
+        a.gradient, s.wide, a.x, s.fan_in, samples, s.inputs + rule_.bias,
+        [&](auto v, int r, int64_t c, auto g) { change(v, first + r * s.fan_in + c, sum + r * s.fan_in + c, g, u); });
     if (rule_.normalize && u.last_part) {
       for (int r = 0; r < rows; ++r) normalize(first + r * s.fan_in);
     }

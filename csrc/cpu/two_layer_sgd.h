@@ -171,14 +171,8 @@ class Training {
     fresh_ = p.batches.fresh_std > 0;
     const Rule& r = p.rule;
     const double largest = sizeof(T) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
-    rule_ = {T(r.momentum),
-             T(r.weight_decay),
-             T(r.negative_slope),
-             T(r.loss_limit < largest ? r.loss_limit : largest),
-             r.bias,
-             r.normalize,
-             !r.fixed_first,
-             !r.fixed_top};
+    rule_ = {T(r.momentum), T(r.weight_decay), T(r.negative_slope), T(r.loss_limit < largest ? r.loss_limit : largest),
+             r.bias,        r.normalize,       !r.fixed_first,      !r.fixed_top};
     for (int64_t k = 0; k < p.students; ++k) {
       const int64_t nodes = p.offsets[k + 1] - p.offsets[k];
       if (nodes > most_nodes_) most_nodes_ = nodes;

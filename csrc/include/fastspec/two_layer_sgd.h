@@ -36,7 +36,7 @@ struct Batches {
 struct TrainingProblem {
   Scalar scalar;  // f32 or f64
   int64_t samples, inputs, outputs, students, steps;
-  Rows x, y;  // [N, d], [N, C]
+  Rows x, y;                  // [N, d], [N, C]
   Packed weights, buffers;    // read and written; no buffers without momentum
   const int64_t* offsets;     // [students + 1]
   const double* lr;           // [students]
