@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed$(FASTSPEC_NATIVE)
 NATIVE_SOURCES := $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp')
@@ -19,7 +19,7 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py $(NATIVE_SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, install python3-venv"; exit 1; }
 	$(PIP) install -q -c constraints.txt torch numpy setuptools pybind11
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[lab,test,lint]'
-	@touch $@
+	@rm -f $(VENV)/.installed* && touch $@
 
 demo: $(INSTALLED) ## the main job: students turn into teachers; ends with a report folder (about a minute)
 	$(BIN)/fastspec demo

@@ -42,7 +42,8 @@ def extensions() -> list[Extension]:
             raise
         print(f"fastspec: no native code: {error}; install torch and pybind11 first, and use --no-build-isolation")
         return []
-    flags = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
+    flags += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
     kernels = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
     bindings = sorted(str(path) for path in Path("csrc").glob("torch_*.cpp"))
     depends = sorted(str(path) for path in Path("csrc").rglob("*.h"))

@@ -6,10 +6,15 @@ Importing this module loads the compiled extension when it is there. A failure t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from fastspec.ops.checks import refuse
+
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 _library = torch.library.Library("fastspec", "DEF")
 
@@ -29,6 +34,9 @@ def native_error() -> str | None:
 
 
 def _load_native() -> str | None:
+    asked = os.environ.get("FASTSPEC_ISA")
+    if asked is not None and asked not in INSTRUCTION_SETS:
+        refuse("FASTSPEC_ISA", repr(asked), " or ".join(INSTRUCTION_SETS))
     binaries = sorted(Path(__file__).parents[1].glob("_C.*"))
     if not binaries:
         return "fastspec was installed without its native code (no C++ compiler, no pybind11, or FASTSPEC_NATIVE=0)"

@@ -48,9 +48,7 @@ def standard_normals(word: Tensor) -> Tensor:
     return torch.where(word >> 31 == 1, -z, z)
 
 
-def fresh_inputs(
-    seeds: Tensor, steps: Tensor, batch_size: int, inputs: int, std: float, dtype: torch.dtype
-) -> Tensor:
+def fresh_inputs(seeds: Tensor, steps: Tensor, batch_size: int, inputs: int, std: float, dtype: torch.dtype) -> Tensor:
     """The inputs of every batch: N(0, std^2), [S, T, batch_size, inputs], for int64 seeds [S] and steps [T].
 
     Input k of sample i is word i * inputs + k of Philox stream (seed, FRESH, step).

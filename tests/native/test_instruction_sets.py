@@ -30,3 +30,9 @@ def test_smaller_instruction_sets(isa: str):
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stdout[-3000:]
     assert "passed" in run.stdout
+
+
+def test_an_unknown_instruction_set_is_refused():
+    environment = {**os.environ, "FASTSPEC_ISA": "avx3"}
+    run = subprocess.run([sys.executable, "-c", "import fastspec"], capture_output=True, text=True, env=environment)
+    assert "FASTSPEC_ISA: got 'avx3'; takes baseline or avx2 or avx512" in run.stderr

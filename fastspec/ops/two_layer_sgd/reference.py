@@ -229,7 +229,7 @@ def _rows(
     fresh_std: float,
     window: slice,
 ) -> list[Tensor] | None:
-    """The batches of every block in a window of steps, as `Run.batches` takes them, [T, 8, ..]; None for all samples."""
+    """The batches of every block in a window of steps, as `Run.batches` takes them, [T, 8, ..]; None: all samples."""
     if indices is None and batch_size == 0:
         return None
     if indices is not None:
