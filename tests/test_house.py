@@ -16,7 +16,7 @@ OPS = sorted(p.name for p in (PACKAGE / "ops").iterdir() if (p / "__init__.py").
 
 FLOORS = {  # as CONTRIBUTING.md draws them; the first name that fits
     5: ("experiments", "__main__"),
-    4: ("plots", "report"),
+    4: ("figures", "plots", "dynamics_plots", "report", "two_layer_report", "digits_report"),
     3: ("measure", "measurement", "population_measurement", "layerwise", "adapters", "batches", "training", "matching",
         "tables"),
     2: ("moments", "statistics", "merging", "networks", "relu_network", "initialization", "pruning", "populations",

@@ -11,12 +11,14 @@ from fastspec.atomic_files import write_atomically
 
 class Clock:
     """Wall seconds of each job's activities, in a JSON file {job: {activity: seconds}} that an interrupted run goes on
-    with. A killed process loses the time since the last `save`; work done twice counts twice.
+    with.
+
+    seconds: what earlier runs took. A killed process loses the time since the last `save`, and work done twice counts
+    twice.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
-        self.seconds: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, path: Path, seconds: dict[str, dict[str, float]]):
+        self._path, self.seconds = path, seconds
         self._last = time.monotonic()
 
     def lap(self, job: str, activity: str) -> None:

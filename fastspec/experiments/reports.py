@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastspec import report
+from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
 from fastspec.ops.checks import refuse
+from fastspec.two_layer_report import two_layer_blocks
 
 TITLES = {
     "demo": "fastspec demo: which student node has become which teacher node",
@@ -24,14 +26,17 @@ def redraw(path: str | Path) -> list[report.Block]:
     """
     folder = RunFolder.load(path)
     blocks = [*_blocks(folder), report.Heading("Provenance"), report.provenance_table(folder.provenance)]
+    timings = folder.timings()
+    if timings:
+        blocks.append(report.timings_table(timings))
     report.write_report(folder.path, TITLES[folder.experiment], blocks)
     return blocks
 
 
 def _blocks(folder: RunFolder) -> list[report.Block]:
     drawn: dict[str, Callable[..., list[report.Block]]] = {
-        "two-layer": report.two_layer_blocks,
-        "digits": report.digits_blocks,
+        "two-layer": two_layer_blocks,
+        "digits": digits_blocks,
     }
     if folder.experiment == "demo":
         parts = [(name, RunFolder.load(folder.path / name)) for name in (GAUSSIAN, DIGITS)]

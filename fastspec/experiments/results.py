@@ -130,6 +130,14 @@ class RunFolder:
             refuse(name, f"a netCDF file marked {marks}", takes)
         return results
 
+    def timings(self) -> dict[str, dict[str, float]]:
+        """Wall seconds {job: {activity: seconds}} over all interruptions; empty where a run takes none."""
+        file = self.path / TIMINGS
+        try:
+            return dict(json.loads(file.read_text())) if file.is_file() else {}
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+            refuse(f"file {str(file)!r}", f"a truncated or foreign file ({error})", f"the {TIMINGS} of a run")
+
 
 def netcdf(dataset: xr.Dataset) -> bytes:
     """A data set as the bytes of a netCDF-4 file. HDF5 writes them to memory: it may crash where a disk is full."""

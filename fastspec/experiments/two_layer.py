@@ -136,7 +136,7 @@ class TwoLayer(Experiment):
         )
         jobs = self.jobs()
         with console.study({job.name: job.cost for job in jobs}) as study:
-            clock = Clock(folder.path / TIMINGS)
+            clock = Clock(folder.path / TIMINGS, folder.timings())
             for job in jobs:
                 if job.finished(folder):
                     study.found(job.name)

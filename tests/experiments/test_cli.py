@@ -75,7 +75,7 @@ def test_two_layer_and_report(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Teacher nodes covered" in shown and str(out) in shown
     drawn = [*sorted((out / "figures").glob("*.png")), out / "report.md", out / "report.html"]
-    assert len(drawn) == 6
+    assert len(drawn) == 10
     markdown = (out / "report.md").read_text()
     for path in drawn:
         path.unlink()
@@ -85,8 +85,8 @@ def test_two_layer_and_report(tmp_path, capsys):
     assert all(path.stat().st_size > 500 for path in drawn)
     assert capsys.readouterr().out == shown
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and 'src="figures' not in page
-    assert set(re.findall(r"\(figures/(.*?)\)", markdown)) == {path.name for path in drawn[:4]}
+    assert page.count("data:image/png;base64,") == 8 and 'src="figures' not in page
+    assert set(re.findall(r"\(figures/(.*?)\)", markdown)) == {path.name for path in drawn[:8]}
 
 
 MISTAKES = [
