@@ -19,7 +19,7 @@ from fastspec.workers import Spread
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
 SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
-SLAB_SAMPLES = 384  # at a time, as many as the kernel packs together
+SLAB_SAMPLES = 1152  # at a time
 
 
 def measure_layers(

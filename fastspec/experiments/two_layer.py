@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastspec import data
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
 from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Console
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 GRID = ("strength_decay", "teacher_nodes", "multi", "seed")
 LEVELS = (0.0, 0.5, 0.8)  # of correlation, beside the threshold, at which a teacher's students are counted
 GRADIENTS = (0.01, 0.05, 0.2, 0.5, 1.0)  # of all steps: where per-sample gradients are measured
-TRAIN_SEED, EVALUATION_SEED = 0, 1  # of the two Gaussian data sets
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,8 @@ class TwoLayer(Experiment):
     """Standard deviation of the students' first weights."""
     teacher_seed: int = 0
     """Seed of the teachers' weights."""
+    own_teachers: bool = False
+    """Give each seed a teacher and samples of its own, with seeds counted from --teacher-seed, and a job of its own."""
     measurements: int = 24
     """How many times to measure: at the start, and at steps evenly spaced on a logarithmic axis."""
     measure_every: int = 0
@@ -126,14 +126,11 @@ class TwoLayer(Experiment):
         return [k for k, seed in enumerate(students.labels["seed"]) if seed < self.followed_seeds]
 
     def jobs(self) -> list[Job]:
-        return [Job(self, p, m) for m in self.teacher_nodes for p in self.teacher_strength_decay]
+        """Every teacher with the students that learn it."""
+        seeds = [(k,) for k in range(self.seeds)] if self.own_teachers else [tuple(range(self.seeds))]
+        return [Job(self, p, m, s) for m in self.teacher_nodes for p in self.teacher_strength_decay for s in seeds]
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
-        dtype = getattr(torch, self.dtype)
-        x = data.gaussian(self.samples, self.inputs, std=self.data_std, seed=TRAIN_SEED, dtype=dtype)
-        held_out = data.gaussian(
-            self.evaluation_samples, self.inputs, std=self.data_std, seed=EVALUATION_SEED, dtype=dtype
-        )
         jobs = self.jobs()
         with console.study({job.name: job.cost for job in jobs}) as study:
             clock = Clock(folder.path / TIMINGS, folder.timings())
@@ -143,7 +140,7 @@ class TwoLayer(Experiment):
                     job.clean(folder)
                     continue
                 with study.job(job.name) as advance:
-                    job.work(folder, x, held_out, advance, clock)
+                    job.work(folder, advance, clock)
                 took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.seconds[job.name].items())
                 console.say(f"{job.name}: {took}")
         results = self._empty()
@@ -201,27 +198,23 @@ class TwoLayer(Experiment):
     def _insert(self, results: xr.Dataset, job: Job, students: Population, found: dict[str, Tensor]) -> None:
         """Put the findings of a job in their place."""
         at: dict[str, Any] = {"teacher_nodes": job.nodes, "strength_decay": job.decay}
-        grid = len(self.multi), self.seeds  # the order of the students
+        every, grid = {**at, "seed": list(job.seeds)}, (len(self.multi), len(job.seeds))  # the order of the students
         for name in ("loss", "loss_train", "constant_students", "gradient_max", "gradient_rms"):
-            results[name].loc[at] = found[name].T.unflatten(0, grid).numpy()
+            results[name].loc[every] = found[name].T.unflatten(0, grid).numpy()
         for name in ("best_correlation", "best_correlation_train", "best_student", "sine", "rank", "students"):
-            place = {**at, "teacher": slice(0, job.nodes - 1)}
+            place = {**every, "teacher": slice(0, job.nodes - 1)}
             results[name].loc[place] = found[name].movedim(0, 1).unflatten(0, grid).numpy()
-        results["diverged_step"].loc[at] = found["diverged_step"][-1].view(grid).numpy()
-        found["fan_out"] = found["final_fan_out"]
-        labels = list(zip(students.labels["multi"], students.labels["seed"], strict=True))
-        for k, (multi, seed) in enumerate(labels):
-            nodes = {**at, "multi": multi, "seed": seed, "student": slice(0, students.widths[k] - 1)}
+        results["diverged_step"].loc[every] = found["diverged_step"][-1].view(grid).numpy()
+        start = 0  # of a followed student among the followed nodes
+        for k, (multi, seed) in enumerate(zip(students.labels["multi"], students.labels["seed"], strict=True)):
+            nodes = {**at, "multi": multi, "student": slice(0, students.widths[k] - 1)}
             for name in ("max_correlation", "best_teacher", "fan_out"):
-                results[name].loc[nodes] = found[name][students.nodes(k)].numpy()
-        start = 0
-        for k in self.followed(students):
-            multi, seed = labels[k]
-            nodes = {**at, "multi": multi, "followed": seed, "student": slice(0, students.widths[k] - 1)}
-            rows = slice(start, start + students.widths[k])
-            for name in ("node_correlation", "node_teacher", "node_correlation_first", "node_fan_out"):
-                results[name].loc[nodes] = found[name][:, rows].numpy()
-            start = rows.stop
+                results[name].loc[{**nodes, "seed": seed}] = found[f"final_{name}"][students.nodes(k)].numpy()
+            if k in self.followed(students):
+                rows = slice(start, start + students.widths[k])
+                for name in ("node_correlation", "node_teacher", "node_correlation_first", "node_fan_out"):
+                    results[name].loc[{**nodes, "followed": seed}] = found[name][:, rows].numpy()
+                start = rows.stop
 
 
 def _weights(job: Job, students: Population) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastspec import teachers
+from fastspec import data, teachers
 from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Advance
 from fastspec.experiments.results import RunFolder
@@ -31,31 +31,46 @@ OF_NODES = ("correlation", "fan_out")  # of a snapshot: for every student node, 
 
 @dataclass(frozen=True)
 class Job:
-    """The options of a run, and a teacher."""
+    """The options of a run, a teacher, and the seeds of its students."""
 
     options: TwoLayer
     decay: float
     nodes: int
+    seeds: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return f"m{self.nodes}-decay{self.decay:g}"
+        name = f"m{self.nodes}-decay{self.decay:g}"
+        return f"{name}-seed{self.seeds[0]}" if self.options.own_teachers else name
 
     @property
     def cost(self) -> float:
         """Multiplications, about: what training and measuring take is proportional to it."""
         o = self.options
-        nodes = sum(o.multi) * self.nodes * o.seeds
+        nodes = sum(o.multi) * self.nodes * len(self.seeds)
         step = o.batch_size * (2 * o.inputs + 3 * o.outputs)
         measurement = (o.samples + o.evaluation_samples) * (o.inputs + o.outputs + self.nodes)
         return float(nodes * (o.steps * step + len(o.snapshots) * measurement))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.options.dtype)
+
     def teacher(self) -> MLP:
         o = self.options
-        dtype = getattr(torch, o.dtype)
+        seed = o.teacher_seed + self.seeds[0]
         return teachers.two_layer(
-            o.inputs, self.nodes, o.outputs, strength_decay=self.decay, seed=o.teacher_seed, dtype=dtype
+            o.inputs, self.nodes, o.outputs, strength_decay=self.decay, seed=seed, dtype=self.dtype
         )
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Inputs to train on, and those held out."""
+        o, first = self.options, 2 * self.seeds[0]
+        train, held_out = (
+            data.gaussian(n, o.inputs, std=o.data_std, seed=first + k, dtype=self.dtype)
+            for k, n in enumerate((o.samples, o.evaluation_samples))
+        )
+        return train, held_out
 
     def finished(self, folder: RunFolder) -> bool:
         return self._found(folder).exists()
@@ -64,10 +79,11 @@ class Job:
         """The trained students of a finished job, and its findings as `_findings` names them."""
         return Population.load(self._students(folder)), load_tensors(self._found(folder), FOUND)[0]
 
-    def work(self, folder: RunFolder, train: Tensor, held_out: Tensor, advance: Advance, clock: Clock) -> None:
+    def work(self, folder: RunFolder, advance: Advance, clock: Clock) -> None:
         """Train and measure, from the start or from where an earlier run was interrupted; what is found is kept in the
         folder's parts."""
         teacher, checkpoint, o = self.teacher(), folder.part(f"{self.name}.checkpoint"), self.options
+        train, held_out = self.samples()
 
         def on_snapshot(step: int, students: Population, diverged_step: Tensor) -> None:
             clock.lap(self.name, "training")
@@ -81,7 +97,7 @@ class Job:
         def students() -> Population:
             return train_two_layer(
                 teacher,
-                Population.two_layer(teacher, multi=o.multi, seeds=range(o.seeds), std=o.init_std),
+                Population.two_layer(teacher, multi=o.multi, seeds=self.seeds, std=o.init_std),
                 train,
                 steps=o.steps,
                 batch_size=o.batch_size,
@@ -125,12 +141,13 @@ class Job:
             row["rank"] = ranks(students, part["correlation"], last["best_student"])
             rows.append(row | self._followed(part, students))
         found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        found["max_correlation"], found["best_teacher"] = best(last["correlation"])
-        return found | {"final_fan_out": last["fan_out"]}
+        values, places = best(last["correlation"])
+        return found | {"final_max_correlation": values, "final_best_teacher": places, "final_fan_out": last["fan_out"]}
 
     def _followed(self, part: Mapping[str, Tensor], students: Population) -> dict[str, Tensor]:
         """Trajectories: single nodes of the followed students, one after the other."""
-        chosen = torch.cat([torch.arange(len(students.w1))[students.nodes(k)] for k in self.options.followed(students)])
+        every = torch.arange(len(students.w1))
+        chosen = torch.cat([every[:0], *(every[students.nodes(k)] for k in self.options.followed(students))])
         correlation = part["correlation"][chosen]
         values, places = best(correlation)
         return {

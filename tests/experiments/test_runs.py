@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from fastspec.experiments import digits
 from fastspec.experiments import results as results_module
@@ -108,6 +110,37 @@ def test_arrays_are_padded_where_there_is_no_node(tiny_two_layer, tmp_path):
     assert narrow.fan_out.sel(multi=1).isel(student=slice(2, None)).isnull().all()
     assert results.fan_out.sel(teacher_nodes=3, multi=2).notnull().all()
     assert results.loss.notnull().all()
+
+
+def test_every_seed_with_a_teacher_of_its_own(tiny_two_layer, tmp_path):
+    own = replace(tiny_two_layer, own_teachers=True, teacher_nodes=(3,), teacher_strength_decay=(1.0,))
+    found = own.run(tmp_path / "own")
+    shared = replace(own, own_teachers=False).run(tmp_path / "shared")
+    first, second = ({"seed": k} for k in (0, 1))
+    xr.testing.assert_identical(found.sel(first), shared.sel(first))
+    assert (found.best_correlation.sel(second) != shared.best_correlation.sel(second)).any()
+    teachers = [weights_of(tmp_path / "own")[f"m3-decay1-seed{k}.teacher.w1"] for k in (0, 1)]
+    assert not torch.equal(*teachers)
+
+
+@pytest.mark.parametrize("followed", [0, 2])
+def test_followed_nodes_end_where_all_nodes_end(followed, tiny_two_layer, tmp_path):
+    results = replace(tiny_two_layer, followed_seeds=followed).run(tmp_path)
+    assert results.sizes["followed"] == followed
+    last = results.isel(step=-1)
+    for of_node, at_the_end in (
+        ("correlation", "max_correlation"),
+        ("teacher", "best_teacher"),
+        ("fan_out", "fan_out"),
+    ):
+        nodes = last[f"node_{of_node}"].transpose("followed", ...)
+        np.testing.assert_array_equal(nodes, last[at_the_end].isel(seed=slice(followed)).transpose("seed", ...))
+
+
+def test_epochs_and_halves_of_the_first(tiny_two_layer, tmp_path):
+    results = replace(tiny_two_layer, measure_every=16, steps=40).run(tmp_path)
+    assert results.step.values.tolist() == [0, 1, 2, 4, 8, 16, 32, 40]
+    assert results.epoch.values.tolist() == [0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 2.5]
 
 
 def test_fan_out_belongs_to_the_saved_weights(tiny_two_layer, tmp_path):
