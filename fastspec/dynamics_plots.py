@@ -47,7 +47,7 @@ def ranks_of_winners(results: xr.Dataset, threshold: float = 0.95) -> Figure:
                 ax.fill_between(when, low.sel(chosen), high.sel(chosen), color=style["color"], alpha=0.12, linewidth=0)
                 ax.plot(when, mean.sel(chosen), label=f"{multi}×", **style)
             threshold_line(ax, 0.5)
-            ax.set(title=f"strength decay {decay:g}", ylim=(-0.02, 0.75))
+            ax.set(title=f"strength decay {decay:g}", ylim=(-0.02, 0.62))
             time_axis(ax, results)
         figure.supxlabel(unit(results), fontsize=9)
         figure.supylabel("share of nodes ahead of the winner", fontsize=9)

@@ -91,7 +91,7 @@ def threshold_line(ax: Axes, value: float, *, vertical: bool = False) -> None:
 
 
 def integer_axis(ax: Axes, count: int) -> None:
-    ax.set_xticks(range(0, count, max(1, count // 10)))
+    ax.set_xticks(range(0, count, -(-count // 6)))
 
 
 def times(results: xr.Dataset) -> np.ndarray:

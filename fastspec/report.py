@@ -69,16 +69,26 @@ def percent(share: float) -> str:
 def write_report(folder: str | os.PathLike, title: str, blocks: Iterable[Block]) -> None:
     """Write figures/*.png, report.md and report.html into `folder`."""
     root, blocks = Path(folder), list(blocks)
-    (root / "figures").mkdir(exist_ok=True)
+    write_figures(root, blocks)
+    for name, text in (("report.md", markdown(title, blocks)), ("report.html", _html(title, blocks, root))):
+        write_text(root / name, text)
+
+
+def write_figures(folder: Path, blocks: Iterable[Block], dpi: int = 160) -> None:
+    """Write the figures as figures/*.png into `folder`."""
+    (folder / "figures").mkdir(exist_ok=True)
     for block in blocks:
         if isinstance(block, Picture):
-            path = root / "figures" / f"{block.name}.png"
-            write_atomically(path, partial(block.figure.savefig, format="png", dpi=160))
-    for name, text in (("report.md", _markdown(title, blocks)), ("report.html", _html(title, blocks, root))):
-        write_atomically(root / name, partial(Path.write_text, data=text, encoding="utf-8"))
+            path = folder / "figures" / f"{block.name}.png"
+            write_atomically(path, partial(block.figure.savefig, format="png", dpi=dpi))
 
 
-def _markdown(title: str, blocks: Iterable[Block]) -> str:
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+
+
+def markdown(title: str, blocks: Iterable[Block]) -> str:
+    """The blocks as Markdown, with figures in the folder figures/."""
     parts = [f"# {title}"]
     for block in blocks:
         if isinstance(block, Heading):

@@ -37,14 +37,14 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
         picked = results.sel(teacher_nodes=m).isel(teacher=slice(0, int(m)))
         blocks.append(_coverage_table(picked, int(m), config["threshold"]))
         blocks += [
-            Picture(f"{name}m{m}-{kind}", *drawn) for kind, drawn in _figures(picked, config["threshold"]).items()
+            Picture(f"{name}m{m}-{kind}", *drawn) for kind, drawn in figures(picked, config["threshold"]).items()
         ]
     return blocks
 
 
-def _figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figure]]:
+def figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figure]]:
     """Captions and figures for one value of teacher_nodes."""
-    figures = {
+    drawn = {
         "coverage": (
             "Share of teacher nodes covered while students learn, mean over seeds.",
             plots.coverage_curves(results, threshold),
@@ -79,11 +79,11 @@ def _figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figu
     }
     if results.sizes["followed"]:
         decay = float(min(results.strength_decay.values, key=lambda p: abs(p - 1)))
-        figures["trajectories"] = (
+        drawn["trajectories"] = (
             f"Every node of the students of seed 0, strength decay {decay:g}.",
             dynamics_plots.trajectories(results, decay, threshold),
         )
-    return figures
+    return drawn
 
 
 def _coverage_table(results: xr.Dataset, m: int, threshold: float) -> Table:

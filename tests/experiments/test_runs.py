@@ -123,6 +123,12 @@ def test_every_seed_with_a_teacher_of_its_own(tiny_two_layer, tmp_path):
     assert not torch.equal(*teachers)
 
 
+def test_a_job_of_one_student(tiny_two_layer, tmp_path):
+    alone = replace(tiny_two_layer, own_teachers=True, multi=(2,), seeds=1)
+    whole = tiny_two_layer.run(tmp_path / "whole").sel(multi=[2], seed=[0])
+    assert alone.run(tmp_path / "alone").loss.equals(whole.loss)
+
+
 @pytest.mark.parametrize("followed", [0, 2])
 def test_followed_nodes_end_where_all_nodes_end(followed, tiny_two_layer, tmp_path):
     results = replace(tiny_two_layer, followed_seeds=followed).run(tmp_path)

@@ -1,0 +1,164 @@
+"""The page of the study, as blocks of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from fastspec.experiments.results import RunFolder
+from fastspec.experiments.two_layer import ICML2020
+from fastspec.figures import at, early_step
+from fastspec.report import Block, Heading, Picture, Table, Text, provenance_table
+from fastspec.two_layer_report import figures
+from studies.icml2020.comparison import find
+from studies.icml2020.published import READINGS, TEACHER_NODES
+
+KEPT = {5: ("success-rate", "loss"), 10: ("l-shape", "success-rate", "loss", "luck", "trajectories")}  # 20: all
+ABOUT = """Students of {multis} times the teacher's nodes learn separated two-layer teachers of {nodes} nodes, whose \
+fan-outs fall as (i + 1)^−p with p = {decays}: {students:,} students, {steps:,} steps of SGD each, from {inputs} \
+Gaussian inputs to {outputs} outputs, in {dtype}. A teacher node is *covered* where a student node correlates with it \
+above {threshold:g} over {samples:,} held-out samples; the success rate is the share of seeds that cover it. \
+Source: Tian, *Student Specialization in Deep Rectified Networks With Finite Width and Input Dimension*, ICML 2020, \
+arXiv 1909.13458; the readings are from its figures."""
+COMPARED = """The authors report the squared difference averaged over samples and outputs; fastspec's loss is half its \
+sum over outputs, so losses of this table are 2/{outputs} of those elsewhere. `deviation` is the difference from the \
+reading in its standard errors, where the published mean of 32 seeds is taken to spread as ours does."""
+OWN = """The authors' code draws a teacher and samples anew for every seed, so that their means are over teachers as \
+well; the run of all jobs has one teacher for the 32 seeds of a job, which tells how students differ on one teacher. \
+The columns *own teachers* are a second run, in which every seed has a teacher and samples of its own."""
+
+
+def page(folders: Mapping[str, RunFolder], results: Mapping[str, xr.Dataset]) -> list[Block]:
+    """All of it; the first run is the one of all jobs."""
+    folder, found = next(iter(folders.values())), next(iter(results.values()))
+    return [
+        Text(_about(folder, found)),
+        *_comparison(results, folder.config["outputs"]),
+        *_jobs(found, folder.config["threshold"]),
+        *_pictures(found, folder.config["threshold"]),
+        *_origin(folders),
+    ]
+
+
+def _about(folder: RunFolder, results: xr.Dataset) -> str:
+    config = folder.config
+    return ABOUT.format(
+        multis=_listed(config["multi"]),
+        nodes=_listed(config["teacher_nodes"]),
+        decays=_listed(config["teacher_strength_decay"]),
+        students=results.diverged_step.size,
+        samples=config["evaluation_samples"],
+        **{name: config[name] for name in ("steps", "inputs", "outputs", "dtype", "threshold")},
+    )
+
+
+def _comparison(results: Mapping[str, xr.Dataset], outputs: int) -> list[Block]:
+    """Every published reading beside the runs that have its job."""
+    columns = ["reading", "published"]
+    for name in results:
+        columns += [name, "difference", "deviation", "seeds"]
+    rows = []
+    for reading in READINGS:
+        cells = [reading.published]
+        for found in results.values():
+            try:
+                one = find(found, reading, outputs)
+            except KeyError:  # a job that the run has not
+                cells += ["–"] * 4
+                continue
+            cells += [f"{one.value:.2f}", f"{one.difference:+.2f}", f"{one.deviation:+.1f}", one.seeds]
+        rows.append([str(reading), *cells])
+    blocks: list[Block] = [
+        Heading("Beside the published readings"),
+        Text(COMPARED.format(outputs=outputs)),
+        Table(f"{TEACHER_NODES} teacher nodes, after 100 epochs", columns, rows),
+    ]
+    return blocks + [Text(OWN)] * (len(results) > 1)
+
+
+def _jobs(results: xr.Dataset, threshold: float) -> list[Block]:
+    """Coverage and loss of every job."""
+    early = early_step(results, 0.05)
+    blocks: list[Block] = [Heading("All jobs")]
+    multis = [f"{multi}×" for multi in results.multi.values]
+    for m in results.teacher_nodes.values:
+        picked = results.sel(teacher_nodes=m)
+        covered = (picked.best_correlation > threshold).sum("teacher")
+        with np.errstate(divide="ignore"):
+            loss = np.log10(picked.loss.isel(step=-1))
+        rows = []
+        for decay in results.strength_decay.values:
+            cells = []
+            for multi in results.multi.values:
+                at_times = [covered.sel(strength_decay=decay, multi=multi, step=s) for s in (early, results.step[-1])]
+                final = loss.sel(strength_decay=decay, multi=multi)
+                first, last = (f"{float(count.mean()):.1f}" for count in at_times)
+                cells.append(f"{first} → {last}; {float(final.mean()):.1f} ± {float(final.std()):.1f}")
+            rows.append([f"p = {decay:g}", *cells])
+        title = (
+            f"{m} teacher nodes: covered after {at(results, early)} → at the end, mean over seeds; "
+            "log10 of the held-out loss at the end, mean ± sd over seeds"
+        )
+        blocks.append(Table(title, ("decay", *multis), rows))
+    return blocks
+
+
+def _pictures(results: xr.Dataset, threshold: float) -> list[Block]:
+    blocks: list[Block] = []
+    for m in results.teacher_nodes.values:
+        picked = results.sel(teacher_nodes=m).isel(teacher=slice(0, int(m)))
+        blocks.append(Heading(f"{m} teacher nodes"))
+        for name, (caption, figure) in figures(picked, threshold).items():
+            if name in KEPT.get(int(m), (name,)):
+                blocks.append(Picture(f"m{m}-{name}", caption, figure))
+    return blocks
+
+
+def _origin(folders: Mapping[str, RunFolder]) -> list[Block]:
+    blocks: list[Block] = [Heading("How it was made")]
+    for name, folder in folders.items():
+        sums = seconds(folder)
+        took = ", ".join(f"{activity} {seconds / 60:.1f} min" for activity, seconds in sums.items())
+        blocks.append(Text(f"`{_command(folder)}` ({name}): {took} of wall time. Its arrays: `{summary_file(name)}`."))
+        blocks.append(provenance_table(folder.provenance))
+    blocks.append(
+        Text("`python -m studies.icml2020 RUN OWN_TEACHERS_RUN` wrote this page from the folders of both runs.")
+    )
+    return blocks
+
+
+def _command(folder: RunFolder) -> str:
+    """The command line that asks for a run's configuration."""
+    parts = ["fastspec two-layer --preset icml2020"]
+    for option, value in folder.config.items():
+        if _plain(value) != _plain(getattr(ICML2020, option)):
+            name = "--" + option.replace("_", "-")
+            parts.append(
+                name if value is True else f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            )
+    return " ".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def seconds(folder: RunFolder) -> dict[str, float]:
+    """Wall seconds of each activity over all jobs."""
+    sums: dict[str, float] = {}
+    for activities in folder.timings().values():
+        for name, seconds in activities.items():
+            sums[name] = round(sums.get(name, 0.0) + seconds, 1)
+    return sums
+
+
+def summary_file(name: str) -> str:
+    return {"one teacher": "summary.nc", "own teachers": "summary-own-teachers.nc"}[name]
+
+
+def _listed(values: Sequence[float]) -> str:
+    *most, last = (f"{value:g}" for value in values)
+    return f"{', '.join(most)} and {last}" if most else last
