@@ -36,7 +36,7 @@ def digest(tensor: Tensor | None) -> str | None:
         return None
     data = tensor.detach().cpu().contiguous()
     head = f"{list(data.shape)} {data.dtype}".encode()
-    return hashlib.sha256(head + data.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(head + data.numpy().tobytes()).hexdigest()
 
 
 def save_state(path: str | os.PathLike, fingerprint: Mapping[str, object], state: State) -> None:
