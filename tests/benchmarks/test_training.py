@@ -133,7 +133,7 @@ WRONG = {
     "no bias": changed("b1", torch.zeros_like),
     "rotated students": lambda weights: Weights(*(w.roll(1, 0) for w in weights)),
     "a little everywhere": changed("w2", lambda w: w * (1 + 1e-4)),
-    "one student": changed("w1", one_student(0.2)),
+    "one student": changed("w1", one_student(0.5)),
 }
 
 
