@@ -9,7 +9,7 @@ import numpy as np
 
 from fastspec import dynamics_plots, plots
 from fastspec.figures import at, early_step
-from fastspec.report import Block, Heading, Picture, Table, Text
+from fastspec.report import Block, Heading, Picture, Table, Text, percent
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,6 +44,7 @@ def two_layer_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str =
 
 def figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figure]]:
     """Captions and figures for one value of teacher_nodes."""
+    decay = float(min(results.strength_decay.values, key=lambda p: abs(p - 1)))  # of what is shown for one alone
     drawn = {
         "coverage": (
             "Share of teacher nodes covered while students learn, mean over seeds.",
@@ -68,7 +69,7 @@ def figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figur
             dynamics_plots.ranks_of_winners(results, threshold),
         ),
         "students": (
-            "How many student nodes are nearest to each teacher node, mean over seeds.",
+            f"How many student nodes are nearest to each teacher node, mean over seeds. {_attraction(results, decay)}",
             dynamics_plots.students_per_teacher(results, threshold),
         ),
         "gradient": (
@@ -78,12 +79,23 @@ def figures(results: xr.Dataset, threshold: float) -> dict[str, tuple[str, Figur
         ),
     }
     if results.sizes["followed"]:
-        decay = float(min(results.strength_decay.values, key=lambda p: abs(p - 1)))
         drawn["trajectories"] = (
             f"Every node of the students of seed 0, strength decay {decay:g}.",
             dynamics_plots.trajectories(results, decay, threshold),
         )
     return drawn
+
+
+def _attraction(results: xr.Dataset, decay: float) -> str:
+    """How much of the widest students teacher node 0 attracts, and keeps."""
+    multi = int(results.multi.max())
+    one = results.students.sel(strength_decay=decay, multi=multi, level=0.0)
+    share = (one.sel(teacher=0) / one.isel(step=0).sum("teacher")).mean("seed")
+    step, most, last = int(share.idxmax("step")), percent(float(share.max())), percent(float(share[-1]))
+    return (
+        f"With decay {decay:g}, teacher node 0 is the nearest of {most} of the {multi}× students' nodes after "
+        f"{at(results, step)}, and of {last} at the end."
+    )
 
 
 def _coverage_table(results: xr.Dataset, m: int, threshold: float) -> Table:

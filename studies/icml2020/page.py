@@ -57,25 +57,34 @@ def _about(folder: RunFolder, results: xr.Dataset) -> str:
 
 def _comparison(results: Mapping[str, xr.Dataset], outputs: int) -> list[Block]:
     """Every published reading beside the runs that have its job."""
-    columns = ["reading", "published"]
+    columns, rows = ["reading", "published"], []
+    deviations: dict[str, list[float]] = {name: [] for name in results}
     for name in results:
         columns += [name, "difference", "deviation", "seeds"]
-    rows = []
     for reading in READINGS:
         cells = [reading.published]
-        for found in results.values():
+        for name, run in results.items():
             try:
-                one = find(found, reading, outputs)
+                found = find(run, reading, outputs)
             except KeyError:  # a job that the run has not
                 cells += ["–"] * 4
                 continue
-            cells += [f"{one.value:.2f}", f"{one.difference:+.2f}", f"{one.deviation:+.1f}", one.seeds]
+            deviations[name].append(abs(found.deviation))
+            cells += [f"{found.value:.2f}", f"{found.difference:+.2f}", f"{found.deviation:+.1f}", found.seeds]
         rows.append([str(reading), *cells])
+    verdicts = [
+        f"*{name}*: {sum(d <= 2 for d in found)} of {len(found)} readings within 2 standard errors, all within "
+        f"{max(found):.1f}"
+        for name, found in deviations.items()
+        if found
+    ]
     blocks: list[Block] = [
         Heading("Beside the published readings"),
         Text(COMPARED.format(outputs=outputs)),
         Table(f"{TEACHER_NODES} teacher nodes, after 100 epochs", columns, rows),
     ]
+    if verdicts:
+        blocks.append(Text("; ".join(verdicts) + "."))
     return blocks + [Text(OWN)] * (len(results) > 1)
 
 
