@@ -124,6 +124,12 @@ def ratio(entry: Entry, family: str) -> float:
     return math.nan if name is None else entry["peers"][name].get("times_slower", math.nan)
 
 
+def at_floor(entry: Entry, family: str) -> float:
+    """The ratio if ours took as long as the floor; NaN where the family has no speed."""
+    found = entry["peers"].get(entry["best"][family], {})
+    return found.get("median_ms", math.nan) / entry["rates"]["floor_ms"]
+
+
 def summary(entries: Sequence[Entry]) -> Entry:
     """The entries, and per family the geometric mean of its ratios over the shapes where it ran."""
     ratios = {name: [ratio(entry, name) for entry in entries] for name in entries[0]["best"]}

@@ -99,11 +99,15 @@ def _study(rows: Sequence[Entry]) -> str:
 
 
 def _targets(targets: Sequence[Entry]) -> str:
+    floors = any("at_floor" in t for t in targets)
     rows = []
     for t in targets:
-        got = "not measured" if t["got"] is None else f"{_number(t['got'])}{t['unit']}"
-        rows.append([t["name"], t["want"], got, "PASS" if t["pass"] else "MISS"])
-    return markdown(["target", "wanted", "measured", ""], rows)
+        got, floor = (
+            none if t.get(key) is None else f"{_number(t[key])}{t['unit']}"
+            for key, none in (("got", "not measured"), ("at_floor", "-"))
+        )
+        rows.append([t["name"], t["want"], got, *([floor] if floors else []), "PASS" if t["pass"] else "MISS"])
+    return markdown(["target", "wanted", "measured", *(["at the floor"] if floors else []), ""], rows)
 
 
 def _source(result: Entry) -> str:

@@ -36,14 +36,14 @@ def on_threads(call: Callable[[Training], Weights], threads: int) -> Callable[[T
 def serial(t: Training) -> Weights:
     """One student after the other, with the operations of the research code.
 
-    At every step a column of ones is appended to inputs and activations, both networks answer the batch, inactive
-    nodes are set to 0 through boolean masks, and gradients are divided by the batch size before they are added.
-    Only its draw of the batch (`random.choices` of a list) is left out.
+    At every step the batch is selected by a Python list, a column of ones is appended to inputs and activations, both
+    networks answer the batch, inactive nodes are set to 0 through boolean masks, and gradients are divided by the batch
+    size before they are added. Only the draw of the list (`random.choices`) is left out.
     """
     (teacher,), done = _with_biases(t.teacher), []
     for (first, top), batches in zip(_with_biases(t.weights), t.indices, strict=True):
-        for rows in batches:
-            x = t.x[rows]
+        for rows in batches.tolist():
+            x = t.x[rows, :].clone()
             y = _answer(x, *teacher)[-1]
             x, h, inactive, f = _answer(x, first, top)
             r = y - f
@@ -65,7 +65,7 @@ def _with_biases(weights: Weights) -> list[tuple[Tensor, Tensor]]:
 
 
 def _answer(x: Tensor, first: Tensor, top: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ones = x.new_ones(len(x), 1)
+    ones = x.new_zeros(len(x), 1).fill_(1.0)
     x = torch.cat([x, ones], dim=1)
     h = torch.cat([x @ first, ones], dim=1)
     inactive = h < 0

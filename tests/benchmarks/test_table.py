@@ -51,6 +51,15 @@ def test_render():
     assert "commit 0123456789, 2026-01-02." in table.render(RESULT)
 
 
+def test_a_target_may_say_what_the_floor_would_reach():
+    over, smaller = RESULT["targets"]
+    rows = cells(table.render({**RESULT, "targets": [{**over, "at_floor": 1.6}, {**over, "at_floor": None}, smaller]}))
+    assert rows[-5] == ["target", "wanted", "measured", "at the floor", ""]
+    assert rows[-3] == ["faster", ">= 1.3x", "1.46x", "1.6x", "PASS"]
+    assert rows[-2] == ["faster", ">= 1.3x", "1.46x", "-", "PASS"]
+    assert rows[-1] == ["smaller", "<= 64 MB", "not measured", "-", "MISS"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
