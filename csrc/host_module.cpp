@@ -13,9 +13,10 @@ PYBIND11_MODULE(_host, module) {
         pybind11::dict facts;
         facts["compiler"] = "g++ " __VERSION__;
         facts["instruction_set"] = fastspec::name_of(fastspec::choose_instruction_set());
+        facts["instruction_set_of_moments"] = fastspec::name_of(fastspec::choose_for_moments());
         facts["largest_instruction_set"] = fastspec::name_of(fastspec::largest_instruction_set());
         return facts;
       },
-      "Compiler, the instruction set in use and the largest this machine has.");
+      "Compiler, the instruction sets in use and the largest that this machine has.");
   bind_philox(module);
 }

@@ -18,7 +18,7 @@ void train_two_layer_avx512(const TrainingProblem&, const int64_t*, const Parall
 
 namespace {
 
-const InstructionSet chosen = choose_instruction_set();
+const InstructionSet chosen = choose_instruction_set(), for_moments = choose_for_moments();
 
 // Widest students first, so that the last ones to finish are short.
 std::vector<int64_t> by_width(const TrainingProblem& p) {
@@ -33,8 +33,8 @@ std::vector<int64_t> by_width(const TrainingProblem& p) {
 
 void compute_moments(const MomentsProblem& problem, const Parallel& parallel) {
 #if defined(__x86_64__)
-  if (chosen == InstructionSet::avx512) return compute_moments_avx512(problem, parallel);
-  if (chosen == InstructionSet::avx2) return compute_moments_avx2(problem, parallel);
+  if (for_moments == InstructionSet::avx512) return compute_moments_avx512(problem, parallel);
+  if (for_moments == InstructionSet::avx2) return compute_moments_avx2(problem, parallel);
 #endif
   compute_moments_baseline(problem, parallel);
 }

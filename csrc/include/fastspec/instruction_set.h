@@ -33,4 +33,15 @@ inline InstructionSet choose_instruction_set() {
   return largest;
 }
 
+// The moments are faster in 256 bits where a 512-bit operation is made of two (ops/layer_moments/README.md), as on
+// AMD's processors with AVX-512 that were measured; FASTSPEC_ISA=avx512 asks for it all the same.
+inline InstructionSet choose_for_moments() {
+  const InstructionSet chosen = choose_instruction_set();
+#if defined(__x86_64__)
+  const char* const asked = std::getenv("FASTSPEC_ISA");
+  if (chosen == InstructionSet::avx512 && !asked && __builtin_cpu_is("amd")) return InstructionSet::avx2;
+#endif
+  return chosen;
+}
+
 }  // namespace fastspec
