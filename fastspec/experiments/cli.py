@@ -52,8 +52,7 @@ def two_layer(
     """Populations of two-layer students learn separated two-layer teachers, over any grid.
 
     Args:
-        preset: Start from the options of a published study, in a folder of its name: icml2020 is the two-layer study of
-            Student Specialization. Options beside it replace its own.
+        preset: Start from a published study, icml2020 (Student Specialization); options beside it replace its own.
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """

@@ -73,7 +73,7 @@ class TwoLayer(Experiment):
     teacher_seed: int = 0
     """Seed of the teachers' weights."""
     own_teachers: bool = False
-    """Give each seed a teacher and samples of its own, with seeds counted from --teacher-seed, and a job of its own."""
+    """Give seed k a teacher of its own, of seed teacher_seed + k, samples of its own, and so a job of its own."""
     measurements: int = 24
     """How many times to measure: at the start, and at steps evenly spaced on a logarithmic axis."""
     measure_every: int = 0
