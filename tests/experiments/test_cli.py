@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastspec.experiments import cli
 from fastspec.experiments.cli import COMMANDS, main
 from fastspec.experiments.digits import Digits
-from fastspec.experiments.two_layer import TwoLayer
+from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.networks import MLP, student_like
 from fastspec.populations import Population
 
@@ -64,6 +65,22 @@ def test_help_explains_every_option(kind, capsys):
         assert re.search(rf"{option}((?!--).)*?[\w)]\.[\s│]*\(default:", out, re.DOTALL), field.name
 
 
+@pytest.mark.parametrize("preset", [["--preset", "icml2020"], ["--preset=icml2020"]])
+def test_options_beside_a_preset_replace_its_own(preset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda *call: asked.append(call))
+    assert main(["two-layer", "--seeds", "3", *preset, "--dtype", "float64"]) == 0
+    assert main(["two-layer"]) == 0
+    (experiment, out, _), (plain, elsewhere, _) = asked
+    assert experiment == replace(ICML2020, seeds=3, dtype="float64") and plain == TwoLayer()
+    assert (out, elsewhere) == (cli.RUNS / "two-layer-icml2020", cli.RUNS / "two-layer")
+
+
+def test_the_preset_is_the_published_grid():
+    assert len(ICML2020.jobs()) * len(ICML2020.multi) == 72
+    assert ICML2020.snapshots[6:] == list(range(1000, 100_001, 1000))
+
+
 def test_no_command_is_a_request_for_help(capsys):
     assert main([]) == 0
     assert "two-layer" in capsys.readouterr().out
@@ -92,6 +109,7 @@ def test_two_layer_and_report(tmp_path, capsys):
 MISTAKES = [
     (["two-layer", "--foo", "3"], "--foo"),
     (["two-layer", "--steps", "many"], "many"),
+    (["two-layer", "--preset", "icml1905"], "icml1905"),
     (["nonsense"], "nonsense"),
     (["report"], "folder"),
     (["measure", "one.safetensors"], "student"),
