@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 
 def one_by_one(function: Callable[[Task], object], tasks: Iterable[Task]) -> None:
-    """Run tasks here, one after the other, on all threads of torch."""
+    """Run tasks here, one after the other."""
     for task in tasks:
         function(task)
 
