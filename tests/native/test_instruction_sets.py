@@ -31,7 +31,7 @@ def test_other_instruction_sets(isa: str):
     check += f"; assert f['instruction_set'] == f['instruction_set_of_moments'] == '{isa}'"
     subprocess.run([sys.executable, "-c", check], check=True, env=environment)
     files = [str(Path(__file__).parents[1] / "ops" / f"{name}.py") for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", COSTLY, *files]
+    command = [sys.executable, "-m", "pytest", "-k", COSTLY, *files]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stdout[-3000:]
     assert "passed" in run.stdout
