@@ -28,3 +28,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         raise OSError(f"file {str(target)!r}: got {got}; takes a folder to write to, and room on its disk") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is what a killed process left of one that it was writing."""
+    return path.name.startswith(".") and path.name.endswith(".partial")

@@ -155,7 +155,8 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     def live_bytes() -> int:
         storages = {}
         for thing in gc.get_objects():
-            if type(thing) is Tensor:  # not the fakes that other tests may have left behind
+            # not the fakes and wrappers that other tests may have left behind
+            if type(thing) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(thing):
                 storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
         return sum(storages.values())
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from fastspec.atomic_files import write_atomically
+from fastspec.atomic_files import is_partial, write_atomically
 from fastspec.experiments.provenance import provenance
 from fastspec.ops.checks import refuse
 from fastspec.tensor_files import save_tensors
@@ -65,8 +65,12 @@ class RunFolder:
             _claimed(root / CONFIG)
             for name in OWNED:
                 _remove(root / name)
-        elif root.is_dir() and any(root.iterdir()):
-            refuse("out", f"{str(root)!r}, a folder with other files", "a new or empty folder, or that of a run")
+        elif root.is_dir():
+            left = list(root.iterdir())
+            if not all(map(is_partial, left)):
+                refuse("out", f"{str(root)!r}, a folder with other files", "a new or empty folder, or that of a run")
+            for path in left:  # by a run that was killed at its first file
+                path.unlink()
         elif root.exists() and not root.is_dir():
             refuse("out", f"{str(root)!r}, a file", "a folder")
         folder = cls(root, experiment, asked, provenance(asked.get("dtype")))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastspec.experiments.results import RunFolder
+from fastspec.experiments.two_layer import TwoLayer
 from fastspec.tensor_files import load_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +110,17 @@ def test_full_disk_at_any_write(write, tiny_two_layer, tmp_path, monkeypatch):
     tiny_two_layer.run(tmp_path / "run")
     assert writes > write
     assert_equal(tmp_path / "run", whole)
+
+
+def test_a_run_killed_at_its_first_file_starts_again(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.json.123.partial").write_text("{")
+    small = {"inputs": 6, "outputs": 4, "teacher_nodes": (2,), "multi": (1,), "teacher_strength_decay": (0.0,)}
+    experiment = TwoLayer(**small, seeds=1, steps=10, samples=20, evaluation_samples=10, measurements=2)
+    experiment.run(folder)
+    assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.partial").write_text("mine")
+    with pytest.raises(ValueError, match="a folder with other files"):
+        experiment.run(tmp_path / "other")
