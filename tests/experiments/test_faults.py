@@ -91,10 +91,15 @@ def test_no_room_for_a_file(limit, whole, tmp_path):
     assert_equal(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("write", [1, 2, 3, 5, 8, 13, 21])
-def test_full_disk_at_any_write(write, tiny_two_layer, tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    tiny_two_layer.run(whole)
+@pytest.fixture(scope="module")
+def tiny(tiny_two_layer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    tiny_two_layer.run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", range(1, 16))  # config.json, and the 12 of a job
+def test_full_disk_at_any_write(write, tiny, tiny_two_layer, tmp_path, monkeypatch):
     writes, sync = 0, os.fsync
 
     def fill(descriptor):
@@ -109,7 +114,7 @@ def test_full_disk_at_any_write(write, tiny_two_layer, tmp_path, monkeypatch):
         tiny_two_layer.run(tmp_path / "run")
     tiny_two_layer.run(tmp_path / "run")
     assert writes > write
-    assert_equal(tmp_path / "run", whole)
+    assert_equal(tmp_path / "run", tiny)
 
 
 def test_a_run_killed_at_its_first_file_starts_again(tmp_path):

@@ -119,6 +119,8 @@ def test_every_seed_with_a_teacher_of_its_own(tiny_two_layer, tmp_path):
     first, second = ({"seed": k} for k in (0, 1))
     xr.testing.assert_identical(found.sel(first), shared.sel(first))
     assert (found.best_correlation.sel(second) != shared.best_correlation.sel(second)).any()
+    (x0, held_out), (x1, _) = (job.samples() for job in own.jobs())
+    assert not torch.equal(x0, x1) and not torch.equal(x0[: len(held_out)], held_out)
     teachers = [weights_of(tmp_path / "own")[f"m3-decay1-seed{k}.teacher.w1"] for k in (0, 1)]
     assert not torch.equal(*teachers)
 
