@@ -66,11 +66,9 @@ class RunFolder:
             for name in OWNED:
                 _remove(root / name)
         elif root.is_dir():
-            left = list(root.iterdir())
-            if not all(map(is_partial, left)):
+            if not all(map(is_partial, root.iterdir())):
                 refuse("out", f"{str(root)!r}, a folder with other files", "a new or empty folder, or that of a run")
-            for path in left:  # by a run that was killed at its first file
-                path.unlink()
+            _remove_partial(root)  # of a run that was killed at its first file
         elif root.exists() and not root.is_dir():
             refuse("out", f"{str(root)!r}, a file", "a folder")
         folder = cls(root, experiment, asked, provenance(asked.get("dtype")))
@@ -115,6 +113,7 @@ class RunFolder:
         content = netcdf(marked)
         write_atomically(self.path / RESULTS, lambda partial: partial.write_bytes(content))
         _remove(self.path / PARTS)
+        _remove_partial(self.path)
         return marked
 
     def results(self) -> xr.Dataset:
@@ -189,3 +188,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove the files that killed processes have left half-written."""
+    for path in filter(is_partial, list(folder.iterdir())):
+        path.unlink()

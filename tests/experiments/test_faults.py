@@ -58,7 +58,7 @@ def assert_equal(folder, whole):
     found, expected = (load_tensors(f / "weights.safetensors", "weights of a run")[0] for f in (folder, whole))
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
-    assert not (folder / "parts").exists()
+    assert not (folder / "parts").exists() and not list(folder.rglob("*.partial"))
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,14 @@ def test_finished_jobs_are_not_trained_again(tiny_two_layer, tmp_path, monkeypat
     assert len(starts) == len(tiny_two_layer.jobs()) - finished
 
 
+def test_half_written_files_of_killed_processes_are_removed(tiny_two_layer, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_two_layer.run(tmp_path, console=Interrupting(4))
+    (tmp_path / ".timings.json.123.partial").write_text("{")
+    tiny_two_layer.run(tmp_path)
+    assert files(tmp_path) == OUTPUT["two-layer"]
+
+
 def test_a_lost_measurement_is_made_again(tiny_two_layer, tmp_path):
     whole = tiny_two_layer.run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
