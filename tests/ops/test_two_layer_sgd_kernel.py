@@ -142,7 +142,7 @@ def test_students_diverge_at_the_same_step(momentum: float, batch_size: int):
 
 
 def test_weights_that_overflow_late_are_noticed_at_their_step():
-    # A closed gate hides an infinite weight from every loss until a sample opens it: the weight decays upwards.
+    # Weight decay at this rate multiplies the weight by -1e22: finite after step 0, beyond float32 after step 1.
     weights = Packed(torch.full((1, 1), 2.0), torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1))
     lr, x = torch.full((1,), 1e30, dtype=torch.float64), torch.ones(1, 1)
     settings = {"lr": lr, "seeds": torch.zeros(1, dtype=torch.int64), "steps": 7, "weight_decay": 1e-8}
