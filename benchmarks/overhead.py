@@ -26,9 +26,9 @@ def small_calls(device: str = "cpu") -> dict[str, Callable[[], object]]:
 
     return {
         "layer_moments": lambda: layer_moments(x, w_t, b_t, x, w_s, b_s),
-        "layer_moments, unchecked op": lambda: layer_op(x, w_t, b_t, x, w_s, b_s, 0.0, False, False),
+        "layer_moments, unchecked op": lambda: layer_op(x, w_t, b_t, x, w_s, b_s, 0.0, "fp32", False, False),
         "cross_moments": lambda: cross_moments(t, s),
-        "cross_moments, unchecked op": lambda: cross_op(t, s, False),
+        "cross_moments, unchecked op": lambda: cross_op(t, s, "fp32", False),
         "torch.addmm": lambda: torch.addmm(b_t, x, w_t.T),
         "torch.var_mean": lambda: torch.var_mean(x, 0),
         "ten times new_empty": ten_tensors,

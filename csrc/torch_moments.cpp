@@ -1,5 +1,6 @@
 // Registers the moments ops with torch's dispatcher.
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "fastspec/moments.h"
@@ -11,6 +12,21 @@ namespace {
 using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using MomentsAndActivations =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Takes `name` over, as a string handle of the C shim: the C++ layer's conversion to std::string leaks one each call.
+// The kernels compute all but fp64 in float32, at least as precise as asked.
+void check_precision(StringHandle name, const Tensor& tensor) {
+  const char* text;
+  size_t length;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &text));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(name, &length));
+  const std::string precision(text, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(name));
+  const bool known =
+      precision == "fp64" || precision == "fp32" || precision == "tf32x3" || precision == "tf32" || precision == "bf16";
+  STD_TORCH_CHECK(known && (precision == "fp64") == (scalar_of(tensor) == Scalar::f64),
+                  "fastspec: precision is fp64 for float64 tensors, and fp32, tf32x3, tf32 or bf16 for others");
+}
 
 // [*networks, N, columns, *space]; `networks` says whether the first axis is there.
 Array array_of(const Tensor& tensor, bool networks) {
@@ -76,7 +92,8 @@ int64_t samples_of(const Array& array) {
   return array.sample_sizes[0] * array.sample_sizes[1] * array.sample_sizes[2] * array.sample_sizes[3];
 }
 
-Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactivation) {
+Moments cross_moments(const Tensor& teacher, const Tensor& student, StringHandle precision, bool coactivation) {
+  check_precision(precision, teacher);
   const bool population = student.dim() == teacher.dim() + 1;
   STD_TORCH_CHECK(teacher.dim() >= 2 && teacher.dim() <= 5 && student.dim() - population == teacher.dim(),
                   "fastspec::cross_moments: activations are [N, nodes, *space], with networks first for the student");
@@ -97,7 +114,9 @@ Moments cross_moments(const Tensor& teacher, const Tensor& student, bool coactiv
 MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& teacher_weight,
                                     const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
                                     const Tensor& student_weight, const std::optional<Tensor>& student_bias,
-                                    double negative_slope, bool coactivation, bool activations) {
+                                    double negative_slope, StringHandle precision, bool coactivation,
+                                    bool activations) {
+  check_precision(precision, teacher_input);
   const bool population = student_weight.dim() == 3, own_inputs = student_input.dim() == 3;
   STD_TORCH_CHECK(teacher_input.dim() == 2 && teacher_weight.dim() == 2 && (student_input.dim() == 2 || own_inputs),
                   "fastspec::layer_moments: inputs are [N, inputs], the student's may have networks first");

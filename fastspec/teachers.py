@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
-from fastspec.ops.layer_moments.reference import linear_relu
+from fastspec.ops.linear_relu.reference import activations
 from fastspec.randomness import generator
 from fastspec.relu_network import check_widths
 
@@ -161,7 +161,7 @@ def _tune(layers: list[tuple[Tensor, Tensor]], x: Tensor, negative_slope: float)
     for w, b in hidden:
         pre_activation = activation @ w.T + b  # [N, nodes]
         tuned.append((w, b - pre_activation.median(dim=0).values))
-        activation = linear_relu(activation, *tuned[-1], negative_slope)
+        activation = activations(activation, *tuned[-1], negative_slope, "fp64")
     outputs = activation @ top.T + top_bias  # [N, C]
     std = outputs.std(dim=0)
     if not (std > 0).all():

@@ -90,7 +90,7 @@ def case(shape: tuple[int, int, int, tuple[int, ...]], options: Options) -> Case
     """Random activations of one shape, and the specification run in float64 as the truth."""
     samples, m, n, space = shape
     pair = Activations.random(samples, m, n, space, options.device)
-    truth = Moments(*reference.cross_moments(pair.teacher.double(), pair.student.double(), False))
+    truth = Moments(*reference.cross_moments(pair.teacher.double(), pair.student.double(), "fp64", False))
     copies = [pair] + [Activations(*(a.clone() for a in pair)) for _ in range(2 if options.device == "cuda" else 0)]
     count = samples * prod(space)
     layout = f"{samples:,}" + "".join(f" x {side}" for side in space)

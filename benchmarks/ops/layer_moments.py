@@ -37,7 +37,9 @@ def case(shape: tuple[int, int, int, int], options: Options) -> Case:
     samples, inputs, teacher, student = shape
     pair = LayerPair.random(*shape, device=options.device)
     exact = pair.double()
-    truth = Moments(*reference.layer_moments(exact.x, *exact.teacher, exact.x, *exact.student, 0.0, False, False)[:8])
+    truth = Moments(
+        *reference.layer_moments(exact.x, *exact.teacher, exact.x, *exact.student, 0.0, "fp64", False, False)[:8]
+    )
     copies = [pair] + [replace(pair, x=pair.x.clone()) for _ in range(2 if options.device == "cuda" else 0)]
     return Case(
         label=f"{samples:,} x {inputs}, {teacher} x {student}",

@@ -1,4 +1,4 @@
-"""The `fastspec` operator namespace: schemas are defined here once, native code registers under them.
+"""The `fastspec` operator namespace: schemas are defined here once, implementations register under them.
 
 Importing this module loads the compiled extension when it is there. A failure to load is kept, not raised:
 `native_error()` says why, and every op runs on its torch reference path instead.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,13 +23,45 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _library = torch.library.Library("fastspec", "DEF")
 
 
-def define(name: str, schema: str, *, reference: Callable, fake: Callable) -> None:
-    """Define one op: its schema, its fake, and the reference for every device no kernel is registered for."""
+class Implementations(NamedTuple):
+    """What can compute an op besides native code, which registers itself."""
+
+    reference: Callable
+    triton: Callable | None  # None if the op has no Triton kernel
+
+
+ops: dict[str, Implementations] = {}
+
+
+def define(name: str, schema: str, *, reference: Callable, fake: Callable, triton: str | None = None) -> None:
+    """Define one op: its schema, its fake, and what runs where no native kernel is registered.
+
+    triton: "module:function" for CUDA tensors, imported at its first call; without it or without Triton, and on the
+    CPU, the reference runs. `fastspec.ops.backends` forces another choice.
+    """
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"fastspec::{name}", fake, lib=_library)
-    for key in ("CPU", "CUDA"):
+    ops[name] = Implementations(reference, None if triton is None else _imported_when_called(triton))
+    on_gpu = ops[name].triton if has_triton() else None
+    for key, function in (("CPU", reference), ("CUDA", on_gpu or reference)):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastspec::{name}", key):
-            _library.impl(name, reference, key)
+            _library.impl(name, function, key)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; it is not imported for that."""
+    return find_spec("triton") is not None
+
+
+def _imported_when_called(target: str) -> Callable:
+    module, _, name = target.partition(":")
+
+    @cache
+    def function() -> Callable:
+        return getattr(import_module(module), name)
+
+    return lambda *args: function()(*args)
 
 
 def native_error() -> str | None:

@@ -12,6 +12,7 @@ from moments_oracle import FIELDS, assert_bitwise, assert_close, assert_same, co
 from fastspec.ops import library
 from fastspec.ops.cross_moments import cross_moments
 from fastspec.ops.layer_moments import layer_moments, reference
+from fastspec.ops.precision import check_precision
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -59,7 +60,9 @@ def test_within_twice_the_error_of_torch(shape, dtype, slope, bias):
     args = problem(*shape, dtype=dtype, bias=bias)
     want = extended(args, slope)
     moments, kept = layer_moments(*args, slope, True, True)
-    peer = reference.layer_moments(*args, slope, True, True)  # torch, activations in the same precision
+    peer = reference.layer_moments(
+        *args, slope, check_precision(None, dtype), True, True
+    )  # torch, activations in the same precision
     spread_t, spread_s = want[2].max() ** 0.5, want[3].max() ** 0.5
     sizes = (abs(want[0]).max(), abs(want[1]).max(), spread_t**2, spread_s**2, spread_t * spread_s)
     sizes += (abs(want[5]).max(), abs(want[6]).max())
@@ -80,13 +83,13 @@ def test_hands_out_the_activations_that_it_measured():
 def test_integers_agree_bitwise_with_the_reference(dtype, population, own):
     args = problem(800, 6, 13, 21, *population, dtype=dtype, own=own, integer=True)
     got, _ = layer_moments(*args, 0.0, True)
-    assert_bitwise(got, reference.layer_moments(*doubled(args), 0.0, True, False)[:8])
+    assert_bitwise(got, reference.layer_moments(*doubled(args), 0.0, "fp64", True, False)[:8])
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)], ids=str)
 def test_half_inputs_are_accumulated_in_float32(dtype, bound):
     args = problem(2000, 100, 20, 60, dtype=dtype)
-    want = reference.layer_moments(*doubled(args), 0.0, False, True)
+    want = reference.layer_moments(*doubled(args), 0.0, "fp64", False, True)
     got, (t, s) = layer_moments(*args, 0.0, False, True)
     assert (correlation(got) - correlation(want)).abs().max() < 2e-6  # far below the inputs' own rounding
     assert t.dtype == s.dtype == dtype
@@ -203,7 +206,7 @@ def test_does_not_depend_on_threads():
 def test_empty_problems(n, m, k, population):
     args = problem(n, 6, m, k, *population, integer=True)
     got, kept = layer_moments(*args, 0.0, True, True)
-    want = reference.layer_moments(*args, 0.0, True, True)
+    want = reference.layer_moments(*args, 0.0, "fp32", True, True)
     assert_bitwise(got, want[:8])
     assert torch.equal(kept[0], want[8]) and torch.equal(kept[1], want[9])
 
@@ -218,7 +221,7 @@ def test_no_inputs_leave_the_bias():
 @pytest.mark.parametrize("coactivation, activations", list(itertools.product([False, True], repeat=2)))
 def test_opcheck(population, own, coactivation, activations):
     args = problem(20, 3, 4, 5, *population, own=own)
-    torch.library.opcheck(torch.ops.fastspec.layer_moments.default, (*args, 0.0, coactivation, activations))
+    torch.library.opcheck(torch.ops.fastspec.layer_moments.default, (*args, 0.0, "fp32", coactivation, activations))
 
 
 def test_compiles_without_a_graph_break():
@@ -233,7 +236,7 @@ def test_fake_of_a_cuda_tensor():
     with FakeTensorMode():
         x = torch.empty(10, 4, device="cuda")
         w_t, w_s = torch.empty(3, 4, device="cuda"), torch.empty(2, 5, 4, device="cuda")
-        out = torch.ops.fastspec.layer_moments(x, w_t, None, x, w_s, None, 0.0, True, True)
+        out = torch.ops.fastspec.layer_moments(x, w_t, None, x, w_s, None, 0.0, "tf32", True, True)
     assert out[4].shape == (2, 3, 5) and out[9].shape == (2, 10, 5) and out[9].device.type == "cuda"
 
 
@@ -269,4 +272,4 @@ def test_bad_input_is_named(case):
 def test_a_direct_call_does_not_read_out_of_bounds(case):
     args, _, _ = BAD[case]
     with pytest.raises(RuntimeError, match="fastspec"):
-        torch.ops.fastspec.layer_moments(*args, 0.0, True, True)
+        torch.ops.fastspec.layer_moments(*args, 0.0, "fp32", True, True)

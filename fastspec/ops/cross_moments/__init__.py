@@ -10,6 +10,7 @@ from torch import Tensor
 from fastspec.ops import library
 from fastspec.ops.checks import check_same_kind, check_tensor, refuse, shape
 from fastspec.ops.cross_moments import reference
+from fastspec.ops.precision import check_precision
 
 
 class Moments(NamedTuple):
@@ -49,7 +50,7 @@ def fake_moments(like: Tensor, m: int, population: tuple[int, ...], n: int, coac
     )
 
 
-def _fake(teacher: Tensor, student: Tensor, coactivation: bool) -> tuple[Tensor, ...]:
+def _fake(teacher: Tensor, student: Tensor, precision: str, coactivation: bool) -> tuple[Tensor, ...]:
     has_population = student.dim() - teacher.dim()
     population = tuple(student.shape[:has_population])
     return fake_moments(teacher, teacher.shape[1], population, student.shape[1 + has_population], coactivation)
@@ -57,22 +58,26 @@ def _fake(teacher: Tensor, student: Tensor, coactivation: bool) -> tuple[Tensor,
 
 library.define(
     "cross_moments",
-    "(Tensor teacher, Tensor student, bool coactivation) -> "
+    "(Tensor teacher, Tensor student, str precision, bool coactivation) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.cross_moments,
     fake=_fake,
+    triton="fastspec.ops.cross_moments.triton:cross_moments",
 )
 
 _op = torch.ops.fastspec.cross_moments.default
 
 
-def cross_moments(teacher: Tensor, student: Tensor, coactivation: bool = False) -> Moments:
+def cross_moments(
+    teacher: Tensor, student: Tensor, coactivation: bool = False, precision: str | None = None
+) -> Moments:
     """Moments of every teacher node against every student node over all samples (and spatial positions).
 
     teacher: [N, m] or [N, m, *space], float64 / float32 / float16 / bfloat16, any strides.
     student: [N, n] or [N, n, *space] of the same dtype, device and samples; a leading population axis is allowed.
+    precision: of the cross product, see `fastspec.ops.precision.check_precision`; None is that of the dtype.
     Returns `Moments`, statistics in float64, counts in int64. The result does not depend on the number of threads.
-    Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes or devices.
+    Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or precisions.
     """
     check_tensor("teacher", teacher, (2, 3, 4, 5), "[samples, nodes] or [samples, nodes, *space]")
     takes = "the teacher's layout, with an optional leading population axis"
@@ -81,4 +86,4 @@ def cross_moments(teacher: Tensor, student: Tensor, coactivation: bool = False) 
     own = student.shape[student.dim() - teacher.dim() :]
     if own[0] != teacher.shape[0] or own[2:] != teacher.shape[2:]:
         refuse("student", shape(student), f"the samples and positions of the teacher, {shape(teacher)}")
-    return Moments(*_op(teacher, student, coactivation))
+    return Moments(*_op(teacher, student, check_precision(precision, teacher.dtype), coactivation))

@@ -5,22 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastspec.ops.precision import rounded
+
 BLOCK = 4096  # samples accumulated at a time, so that memory does not grow with their number
 
 
 class ShiftedSums:
     """Float64 sums of products of `activation - shift`, where `shift` is the first sample's activation.
 
+    The operands of the cross product are rounded to `precision`, those of the other sums are not.
     Exact, and so independent of order and blocking, whenever the activations are small integers.
     """
 
-    def __init__(self, teacher_nodes: int, student_shape: torch.Size, coactivation: bool, device: torch.device):
+    def __init__(
+        self,
+        teacher_nodes: int,
+        student_shape: torch.Size,
+        precision: str,
+        coactivation: bool,
+        device: torch.device,
+    ):
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         *population, n = student_shape
         m = teacher_nodes
-        self.count = 0
+        self.count, self.precision = 0, precision
         self.teacher_shift, self.student_shift = zeros(m), zeros(*population, n)
         self.teacher_sum, self.student_sum = zeros(m), zeros(*population, n)
         self.teacher_square, self.student_square = zeros(m), zeros(*population, n)
@@ -40,7 +50,7 @@ class ShiftedSums:
         self.student_sum += s.sum(-2)
         self.teacher_square += t.square().sum(0)
         self.student_square += s.square().sum(-2)
-        self.cross += t.T @ s
+        self.cross += rounded(t, self.precision).T @ rounded(s, self.precision)
         self.teacher_active += (teacher > 0).sum(0)
         self.student_active += (student > 0).sum(-2)
         if self.coactive is not None:
@@ -68,11 +78,11 @@ def samples_by_nodes(activations: Tensor, sample_dim: int = 0) -> Tensor:
     return activations.movedim(sample_dim + 1, -1).flatten(sample_dim, -2)
 
 
-def cross_moments(teacher: Tensor, student: Tensor, coactivation: bool) -> tuple[Tensor, ...]:
+def cross_moments(teacher: Tensor, student: Tensor, precision: str, coactivation: bool) -> tuple[Tensor, ...]:
     """Moments of teacher [N, m, *space] against student [N, n, *space] or [P, N, n, *space]."""
     t = samples_by_nodes(teacher)
     s = samples_by_nodes(student, student.dim() - teacher.dim())
-    sums = ShiftedSums(t.shape[1], s.shape[:-2] + s.shape[-1:], coactivation, teacher.device)
+    sums = ShiftedSums(t.shape[1], s.shape[:-2] + s.shape[-1:], precision, coactivation, teacher.device)
     for start in range(0, len(t), BLOCK):
         sums.add(t[start : start + BLOCK], s[..., start : start + BLOCK, :])
     return sums.finish()

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from fastspec.ops import library
-from fastspec.ops.checks import check_real, check_same_kind, check_tensor, refuse, shape
+from fastspec.ops.checks import check_real, check_same_kind, refuse, shape
 from fastspec.ops.cross_moments import Moments, fake_moments
 from fastspec.ops.layer_moments import reference
+from fastspec.ops.linear_relu import check_layer
+from fastspec.ops.precision import check_precision
 
 
 def _fake(
@@ -19,6 +21,7 @@ def _fake(
     student_weight: Tensor,
     student_bias: Tensor | None,
     negative_slope: float,
+    precision: str,
     coactivation: bool,
     activations: bool,
 ) -> tuple[Tensor, ...]:
@@ -34,34 +37,17 @@ library.define(
     "layer_moments",
     "(Tensor teacher_input, Tensor teacher_weight, Tensor? teacher_bias, "
     "Tensor student_input, Tensor student_weight, Tensor? student_bias, "
-    "float negative_slope, bool coactivation, bool activations) -> "
+    "float negative_slope, str precision, bool coactivation, bool activations) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.layer_moments,
     fake=_fake,
+    triton="fastspec.ops.layer_moments.triton:layer_moments",
 )
-
 
 _op = torch.ops.fastspec.layer_moments.default
 
 _TEACHER = ("teacher_input", "teacher_weight", "teacher_bias"), (2,)
 _STUDENT = ("student_input", "student_weight", "student_bias"), (2, 3)
-_INPUT, _WEIGHT, _BIAS = "[*networks, samples, inputs]", "[*networks, nodes, inputs]", "[*networks, nodes]"
-
-
-def _check_side(names: tuple[str, str, str], ranks: tuple[int, ...], x: Tensor, w: Tensor, b: Tensor | None) -> int:
-    """The side's number of samples."""
-    check_tensor(names[0], x, ranks, _INPUT)
-    check_tensor(names[1], w, ranks, _WEIGHT)
-    inputs, weights = x.shape, w.shape
-    if weights[-1] != inputs[-1]:
-        refuse(names[1], shape(w), f"{_WEIGHT} with {inputs[-1]} inputs, the width of {names[0]}")
-    if len(inputs) == 3 and inputs[:1] != weights[:-2]:
-        refuse(names[0], shape(x), f"one input for all networks, or one for each network of {names[1]}, {shape(w)}")
-    if b is not None:
-        check_tensor(names[2], b, (len(weights) - 1,), _BIAS)
-        if b.shape != weights[:-1]:
-            refuse(names[2], shape(b), f"shape {list(weights[:-1])}, the nodes of {names[1]}")
-    return inputs[-2]
 
 
 def layer_moments(
@@ -74,6 +60,7 @@ def layer_moments(
     negative_slope: float = 0.0,
     coactivation: bool = False,
     activations: bool = False,
+    precision: str | None = None,
 ) -> tuple[Moments, tuple[Tensor, Tensor] | None]:
     """Moments of teacher against student activations of one layer, without storing the activations.
 
@@ -81,11 +68,12 @@ def layer_moments(
     student_input [N, d_s] shared by all students or [P, N, d_s], student_weight [n, d_s] or [P, n, d_s],
     student_bias [n] or [P, n] or None; one dtype (float64, float32, float16, bfloat16) and device, any strides.
     negative_slope: in [0, 1]; 0 is ReLU. At a pre-activation of 0 the gate is off.
+    precision: of all three products, see `fastspec.ops.precision.check_precision`; None is that of the dtype.
     Returns `Moments`, and with `activations=True` the activations ([N, m], [*P, N, n]) as input of the next layer.
-    Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or slopes.
+    Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices, slopes or precisions.
     """
-    samples = _check_side(*_TEACHER, teacher_input, teacher_weight, teacher_bias)
-    student_samples = _check_side(*_STUDENT, student_input, student_weight, student_bias)
+    samples = check_layer(*_TEACHER, teacher_input, teacher_weight, teacher_bias)
+    student_samples = check_layer(*_STUDENT, student_input, student_weight, student_bias)
     check_same_kind(
         teacher_input=teacher_input,
         teacher_weight=teacher_weight,
@@ -105,6 +93,7 @@ def layer_moments(
         student_weight,
         student_bias,
         negative_slope,
+        check_precision(precision, teacher_input.dtype),
         coactivation,
         activations,
     )

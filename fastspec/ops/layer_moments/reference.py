@@ -6,18 +6,7 @@ import torch
 from torch import Tensor
 
 from fastspec.ops.cross_moments.reference import BLOCK, ShiftedSums
-
-
-def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
-    """x [.., N, d], weight [.., nodes, d], bias [.., nodes] -> activations [.., N, nodes], float32 or better.
-
-    The gate is off at a pre-activation of 0.
-    """
-    compute = torch.promote_types(x.dtype, torch.float32)
-    pre_activation = x.to(compute) @ weight.to(compute).mT
-    if bias is not None:
-        pre_activation = pre_activation + bias.to(compute).unsqueeze(-2)
-    return torch.where(pre_activation > 0, pre_activation, negative_slope * pre_activation)
+from fastspec.ops.linear_relu.reference import activations as activations_of
 
 
 def layer_moments(
@@ -28,16 +17,19 @@ def layer_moments(
     student_weight: Tensor,
     student_bias: Tensor | None,
     negative_slope: float,
+    precision: str,
     coactivation: bool,
     activations: bool,
 ) -> tuple[Tensor, ...]:
     """Moments of both sides' activations; the activations too when asked for, else empty."""
-    sums = ShiftedSums(teacher_weight.shape[0], student_weight.shape[:-1], coactivation, teacher_input.device)
+    sums = ShiftedSums(
+        teacher_weight.shape[0], student_weight.shape[:-1], precision, coactivation, teacher_input.device
+    )
     kept: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(teacher_input), BLOCK):
         rows = slice(start, start + BLOCK)
-        t = linear_relu(teacher_input[rows], teacher_weight, teacher_bias, negative_slope)
-        s = linear_relu(student_input[..., rows, :], student_weight, student_bias, negative_slope)
+        t = activations_of(teacher_input[rows], teacher_weight, teacher_bias, negative_slope, precision)
+        s = activations_of(student_input[..., rows, :], student_weight, student_bias, negative_slope, precision)
         sums.add(t, s)
         if activations:
             kept.append((t.to(teacher_input.dtype), s.to(teacher_input.dtype)))
