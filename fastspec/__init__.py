@@ -15,6 +15,7 @@ from fastspec.config import show_config
 from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
 from fastspec.networks import MLP, ConvNet
+from fastspec.ops.backends import backend, default_device
 from fastspec.ops.library import native_error
 from fastspec.populations import Population
 from fastspec.training import History, train_two_layer
@@ -34,8 +35,10 @@ __all__ = [
     "Measurement",
     "Population",
     "PopulationMeasurement",
+    "backend",
     "cross_moments",
     "data",
+    "default_device",
     "initialization",
     "layer_moments",
     "layer_moments_with_activations",
