@@ -31,7 +31,7 @@ def measure_layers(
     batch_size: int,
     progress: bool | None,
     negative_slope: float,
-    **options: bool,
+    **options: Any,
 ) -> list[Measurement]:
     """One measurement for each stack of students, in one pass over the data.
 

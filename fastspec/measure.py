@@ -30,6 +30,7 @@ def measure(
     layers: Layers | None = None,
     coactivation: bool = False,
     grams: bool = False,
+    precision: str | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> PopulationMeasurement: ...
@@ -44,6 +45,7 @@ def measure(
     layers: Layers | None = None,
     coactivation: bool = False,
     grams: bool = False,
+    precision: str | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Measurement: ...
@@ -58,6 +60,7 @@ def measure(
     layers: Layers | None = None,
     coactivation: bool = False,
     grams: bool = False,
+    precision: str | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Measurement | PopulationMeasurement:
@@ -74,7 +77,8 @@ def measure(
         [samples, nodes, *space], and every position counts as a sample. A named submodule must be called once in a
         forward pass. A network that calls F.relu has no submodule to name for it: give it an nn.ReLU, or name the
         block that ends with it. The input of an in-place ReLU is overwritten; name the ReLU instead.
-    coactivation, grams: as in `fastspec.moments.cross_moments`.
+    coactivation, grams, precision: as in `fastspec.moments.cross_moments`; the outputs, of which the loss is, have the
+        precision of the dtype.
     batch_size: at most so many samples at a time, which bounds memory whatever the number of samples: by default 8192
         for two `MLP`s, fewer if they are wide, and 256 for other modules. Smaller batches of the data are put together
         for `MLP`s and passed on as they are to other modules.
@@ -92,7 +96,7 @@ def measure(
             refuse(name, type(network).__name__, " or ".join(kind.__name__ for kind in kinds), TypeError)
     if batch_size is not None:
         check_integer("batch_size", batch_size)
-    wanted = {"coactivation": coactivation, "grams": grams}
+    wanted = {"coactivation": coactivation, "grams": grams, "precision": precision}
     options: dict[str, Any] = {"batch_size": batch_size or MLP_BATCH, "progress": progress, **wanted}
     if isinstance(student, Population):
         if layers is not None or not isinstance(teacher, MLP):
@@ -129,7 +133,7 @@ def _tapped(
     data: Data,
     batch_size: int,
     progress: bool | None,
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> Measurement:
     """The measurement of any two modules, by their taps."""
     moments: dict[str, CrossMoments] = {}

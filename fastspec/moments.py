@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -170,7 +171,12 @@ def _dtype(name: str) -> torch.dtype:
 
 @torch.no_grad()
 def cross_moments(
-    teacher_activations: Tensor, student_activations: Tensor, *, coactivation: bool = False, grams: bool = False
+    teacher_activations: Tensor,
+    student_activations: Tensor,
+    *,
+    coactivation: bool = False,
+    grams: bool = False,
+    precision: str | None = None,
 ) -> CrossMoments:
     """Moments of given activations.
 
@@ -180,18 +186,20 @@ def cross_moments(
     activations between about 1e-15 and 1e15 (1e-140 and 1e140) in size.
     coactivation: also count, for every pair, the samples where both are active.
     grams: also keep the scatter within each network, for CKA and CCA.
+    precision: of the matrix products: "fp64" for float64 tensors, for others "fp32", "tf32x3" (three products of tf32,
+        nearly fp32), "tf32" or "bf16", which round both operands; None is "fp64" or "fp32". Means, scatters of single
+        nodes and counts are not rounded. A CPU, which has no units for the lower ones, computes them in fp32.
     To compare a network with itself pass it twice.
-    Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes and devices, for no samples at all,
-    and for activations that are NaN or infinite.
+    Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes, devices and precisions, for no
+    samples at all, and for activations that are NaN or infinite.
     """
     t, s = teacher_activations, student_activations
-    raw = cross_moments_op(t, s, coactivation)
+    raw = cross_moments_op(t, s, coactivation, precision)
     moments = _moments(raw, len(t) * math.prod(t.shape[2:]))
     if not grams:
         return moments
-    return _with_grams(
-        moments, lambda a: cross_moments_op(a, a), (t,), [(s,)] if s.dim() == t.dim() else [(k,) for k in s]
-    )
+    students = [(s,)] if s.dim() == t.dim() else [(k,) for k in s]
+    return _with_grams(moments, partial(_within, precision=precision), (t,), students)
 
 
 @torch.no_grad()
@@ -203,24 +211,26 @@ def layer_moments(
     negative_slope: float = 0.0,
     coactivation: bool = False,
     grams: bool = False,
+    precision: str | None = None,
 ) -> CrossMoments:
     """Moments of `relu(x @ weight.T + bias)` of teacher and student, in one pass that never stores the activations.
 
     x: [samples, inputs] for both, or a pair (teacher's [samples, d_t], student's [*P, samples, d_s] or [samples, d_s]).
     teacher: (weight [m, d_t], bias [m] or None); student: (weight [*P, n, d_s], bias [*P, n] or None); weights are
     [out, in] as torch has them. All of one dtype (float64, float32, float16 or bfloat16) and device; any strides.
-    negative_slope: of a leaky ReLU, in [0, 1]. coactivation, grams: as in `cross_moments`; grams take another pass.
-    Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes and devices, for no samples at all,
-    and for activations that are NaN or infinite.
+    negative_slope: of a leaky ReLU, in [0, 1]. coactivation, grams, precision: as in `cross_moments`; grams
+    take another pass.
+    Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes, devices and precisions, for no
+    samples at all, and for activations that are NaN or infinite.
     """
     t, s = _sides(x, teacher, student)
-    raw, _ = layer_moments_op(*t, *s, negative_slope, coactivation)
+    raw, _ = layer_moments_op(*t, *s, negative_slope, coactivation, precision=precision)
     moments = _moments(raw, len(t[0]))
     if not grams:
         return moments
 
     def within(x: Tensor, weight: Tensor, bias: Tensor | None) -> Moments:
-        return layer_moments_op(x, weight, bias, x, weight, bias, negative_slope)[0]
+        return layer_moments_op(x, weight, bias, x, weight, bias, negative_slope, precision=precision)[0]
 
     return _with_grams(moments, within, t, _one_by_one(s))
 
@@ -234,15 +244,16 @@ def layer_moments_with_activations(
     negative_slope: float = 0.0,
     coactivation: bool = False,
     grams: bool = False,
+    precision: str | None = None,
 ) -> tuple[CrossMoments, tuple[Tensor, Tensor]]:
     """`layer_moments`, and the activations ([samples, m], [*P, samples, n]): the inputs of the next layer."""
     t, s = _sides(x, teacher, student)
-    raw, activations = layer_moments_op(*t, *s, negative_slope, coactivation, activations=True)
+    raw, activations = layer_moments_op(*t, *s, negative_slope, coactivation, True, precision)
     assert activations is not None
     moments = _moments(raw, len(t[0]))
     if grams:
         students = [(activations[1],)] if moments.population is None else [(k,) for k in activations[1]]
-        moments = _with_grams(moments, lambda a: cross_moments_op(a, a), activations[:1], students)
+        moments = _with_grams(moments, partial(_within, precision=precision), activations[:1], students)
     return moments, activations
 
 
@@ -269,6 +280,10 @@ def _sides(x: Tensor | tuple[Tensor, Tensor], teacher: Layer, student: Layer) ->
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             refuse(name, type(pair).__name__, takes, TypeError)
     return (inputs[0], *teacher), (inputs[1], *student)
+
+
+def _within(activations: Tensor, precision: str | None) -> Moments:
+    return cross_moments_op(activations, activations, precision=precision)
 
 
 def _one_by_one(student: SideInputs) -> list[SideInputs]:

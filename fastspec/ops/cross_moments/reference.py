@@ -13,7 +13,8 @@ BLOCK = 4096  # samples accumulated at a time, so that memory does not grow with
 class ShiftedSums:
     """Float64 sums of products of `activation - shift`, where `shift` is the first sample's activation.
 
-    The operands of the cross product are rounded to `precision`, those of the other sums are not.
+    The cross product is of values rounded to `precision`, and of their own sums: many equal activations, as those of a
+    closed gate, are rounded alike, which must not count as covariance. All other sums are of unrounded values.
     Exact, and so independent of order and blocking, whenever the activations are small integers.
     """
 
@@ -34,6 +35,7 @@ class ShiftedSums:
         self.teacher_shift, self.student_shift = zeros(m), zeros(*population, n)
         self.teacher_sum, self.student_sum = zeros(m), zeros(*population, n)
         self.teacher_square, self.student_square = zeros(m), zeros(*population, n)
+        self.teacher_rounded, self.student_rounded = zeros(m), zeros(*population, n)
         self.cross = zeros(*population, m, n)
         self.teacher_active = zeros(m, dtype=torch.int64)
         self.student_active = zeros(*population, n, dtype=torch.int64)
@@ -50,7 +52,10 @@ class ShiftedSums:
         self.student_sum += s.sum(-2)
         self.teacher_square += t.square().sum(0)
         self.student_square += s.square().sum(-2)
-        self.cross += rounded(t, self.precision).T @ rounded(s, self.precision)
+        t, s = rounded(t, self.precision), rounded(s, self.precision)
+        self.teacher_rounded += t.sum(0)
+        self.student_rounded += s.sum(-2)
+        self.cross += t.T @ s
         self.teacher_active += (teacher > 0).sum(0)
         self.student_active += (student > 0).sum(-2)
         if self.coactive is not None:
@@ -66,7 +71,7 @@ class ShiftedSums:
             self.student_shift + s / n,
             self.teacher_square - t * t / n,
             self.student_square - s * s / n,
-            self.cross - t.unsqueeze(-1) * s.unsqueeze(-2) / n,
+            self.cross - self.teacher_rounded.unsqueeze(-1) * self.student_rounded.unsqueeze(-2) / n,
             self.teacher_active,
             self.student_active,
             coactive.to(torch.int64),
