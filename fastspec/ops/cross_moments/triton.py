@@ -1,0 +1,24 @@
+"""`cross_moments` on a GPU: one pass of the shared kernel over activations as they lie."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from fastspec.ops.cross_moments import fake_moments
+from fastspec.ops.gpu.accumulate import Accumulator, Side
+from fastspec.ops.gpu.sizes import tiles_of
+
+
+def cross_moments(teacher: Tensor, student: Tensor, precision: str, coactivation: bool) -> tuple[Tensor, ...]:
+    """Signature and results of the op; any strides."""
+    population = tuple(student.shape[: student.dim() - teacher.dim()])
+    m, n = teacher.shape[1], student.shape[len(population) + 1]
+    out = fake_moments(teacher, m, population, n, coactivation)
+    samples = teacher.shape[0] * math.prod(teacher.shape[2:])
+    if not samples * m * n * math.prod(population):
+        return tuple(x.zero_() for x in out)
+    tiles = tiles_of(precision, False, m, coactivation)
+    Accumulator(out, samples, precision, tiles).add(Side(teacher), Side(student))
+    return out

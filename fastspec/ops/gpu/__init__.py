@@ -1,0 +1,1 @@
+"""Triton kernels that several ops share. Nothing here is imported before the first call on a GPU."""

@@ -1,0 +1,188 @@
+"""Which way `layer_moments` goes on a GPU: a written cost model, from shapes and the device's rates alone.
+
+The rates are the makers' figures, the shares of them that kernels reach are estimates: README.md says which of them
+have been measured. A plan never depends on the size of a population, and neither do its results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from math import ceil
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastspec.ops.checks import check_integer, refuse
+from fastspec.ops.gpu.sizes import Tiles, span_of, tiles_of
+from fastspec.ops.precision import PRECISIONS
+
+Name = Literal["recompute", "stream"]
+NAMES: tuple[Name, ...] = ("recompute", "stream")
+ACTIVATIONS = 128 * 2**20  # bytes of both networks' activations that `stream` holds at a time
+LAUNCH = 8e-6  # seconds between two kernels of a stream
+
+
+class Rates(NamedTuple):
+    """What a device can do a second."""
+
+    name: str
+    products: dict[str, float]  # operations, by precision
+    memory: float  # bytes
+    cache: float  # bytes, of the second level
+    cache_size: int  # bytes
+
+
+def _rates(
+    name: str, fp64: float, fp32: float, tf32: float, bf16: float, memory: float, cache: float, mib: int
+) -> Rates:
+    """Rates in 1e12; fp64 on the matrix units where there are some; tf32x3 is three products of tf32."""
+    products = dict(zip(PRECISIONS, (fp64, fp32, tf32 / 3, tf32, bf16), strict=True))
+    return Rates(name, {k: v * 1e12 for k, v in products.items()}, memory * 1e12, cache * 1e12, mib * 2**20)
+
+
+DEVICES = (  # dense, without sparsity
+    _rates("B200", 37, 75, 1100, 2250, 8.0, 10, 126),
+    _rates("H200", 67, 67, 495, 989, 4.8, 5.5, 50),
+    _rates("H100", 67, 67, 495, 989, 3.35, 5.5, 50),
+    _rates("A100", 19.5, 19.5, 156, 312, 2.0, 4, 40),
+    _rates("a GPU not in the table", 0.5, 15, 60, 120, 0.6, 2, 32),
+)
+
+# Estimates of the share of a rate that is reached: by torch's products, by the layers' kernel, by the one-pass kernel.
+TORCH = {"fp64": 0.85, "fp32": 0.85}
+LAYERS = {"fp64": 0.4, "fp32": 0.55, "tf32x3": 0.5, "tf32": 0.6, "bf16": 0.6}
+MOMENTS = {"fp64": 0.4, "fp32": 0.55, "tf32x3": 0.4, "tf32": 0.35, "bf16": 0.3}
+
+
+class Plan(NamedTuple):
+    """One way through a problem."""
+
+    name: Name
+    tiles: Tiles  # of the one-pass kernel
+    chunk: int  # samples whose activations `stream` holds
+    slab: int  # student nodes whose activations it holds
+    seconds: float  # predicted
+    why: str
+
+
+def device_rates(name: str | None) -> Rates:
+    """The rates of the first device of the table whose name is part of `name`; the last row where there is none."""
+    return next((rates for rates in DEVICES if rates.name.lower() in (name or "").lower()), DEVICES[-1])
+
+
+def device_of(tensor: Tensor) -> Rates:
+    """The rates of the device that a tensor is on."""
+    return _rates_of(tensor.device)
+
+
+@cache
+def _rates_of(device: torch.device) -> Rates:
+    return device_rates(torch.cuda.get_device_name(device) if device.type == "cuda" else None)
+
+
+def candidates(
+    samples: int,
+    inputs: int,
+    teacher_nodes: int,
+    student_nodes: int,
+    precision: str,
+    *,
+    student_inputs: int | None = None,
+    population: int = 1,
+    coactivation: bool = False,
+    activations: bool = False,
+    device: Rates | None = None,
+) -> list[Plan]:
+    """Every plan with its predicted time; the arguments are those of `choose`, for `population` students."""
+    for name, value in (
+        ("samples", samples), ("inputs", inputs), ("teacher_nodes", teacher_nodes), ("student_nodes", student_nodes),
+        ("population", population),
+    ):  # fmt: skip
+        check_integer(name, value, 0 if name == "inputs" else 1)
+    if precision not in PRECISIONS:
+        refuse("precision", repr(precision), " or ".join(map(repr, PRECISIONS)))
+    rates = device or DEVICES[-1]
+    d_t, d_s, m, n = inputs, inputs if student_inputs is None else student_inputs, teacher_nodes, student_nodes
+    rate, size = rates.products[precision], 8 if precision == "fp64" else 4
+    in_and_out = size * samples * (d_t + (0 if student_inputs is None else population * d_s))
+    in_and_out += 8 * population * m * n + (size * samples * (m + population * n) if activations else 0)
+
+    tiles = tiles_of(precision, True, m, coactivation or activations)
+    rows, columns = ceil(m / tiles.teachers), ceil(population * n / tiles.students)
+    padded_m, padded_n = rows * tiles.teachers, columns * tiles.students
+    deep_t, deep_s = (ceil(d / tiles.inputs) * tiles.inputs for d in (d_t, d_s))
+    work = columns * padded_m * deep_t + rows * padded_n * deep_s + padded_m * padded_n
+    computing = 2 * samples * work / (rate * MOMENTS[precision])
+    recompute = Plan("recompute", tiles, 0, n, max(computing, in_and_out / rates.memory), "")
+
+    loaded = tiles_of(precision, False, m, coactivation)
+    span = span_of(samples, m)
+    room = max(ACTIVATIONS // size // span - m, loaded.students)  # student nodes
+    slab = n if n <= room else room // loaded.students * loaded.students
+    chunk = max(1, min(ACTIVATIONS // size // (span * (m + slab)), ceil(samples / span))) * span
+    slabs, chunks = population * ceil(n / slab), ceil(samples / chunk)
+    by_torch = precision in TORCH
+    layers = 2 * samples * (m * d_t + population * n * d_s) / (rate * (TORCH if by_torch else LAYERS)[precision])
+    of_cross = TORCH[precision] if by_torch and not coactivation else MOMENTS[precision]
+    cross = 2 * samples * m * population * n / (rate * of_cross)
+    passes = 4 if by_torch else 2  # over the activations, through the cache if a chunk fits there
+    within = rates.cache if size * chunk * (m + slab) <= rates.cache_size else rates.memory
+    moved = passes * size * samples * (m * slabs + population * n) / within
+    merged = ceil(samples / span) * population * m * n * (2 * size + 16) / rates.memory
+    seconds = layers + cross + moved + merged + LAUNCH * chunks * slabs * 6 + in_and_out / rates.memory
+    streamed = Plan("stream", loaded, chunk, slab, seconds, "")
+    return [_explained(plan, other) for plan, other in ((recompute, streamed), (streamed, recompute))]
+
+
+def choose(
+    samples: int,
+    inputs: int,
+    teacher_nodes: int,
+    student_nodes: int,
+    precision: str,
+    *,
+    student_inputs: int | None = None,
+    coactivation: bool = False,
+    activations: bool = False,
+    device: Rates | None = None,
+) -> Plan:
+    """The plan with the smallest predicted time for one student, or the one that `force` asks for.
+
+    student_inputs: the width of the students' inputs, where they have inputs of their own. device: see `device_rates`.
+    Raises ValueError, naming the argument, for sizes below 1 and unknown precisions.
+    """
+    plans = candidates(
+        samples, inputs, teacher_nodes, student_nodes, precision, student_inputs=student_inputs,
+        coactivation=coactivation, activations=activations, device=device,
+    )  # fmt: skip
+    if _forced is not None:
+        return plans[NAMES.index(_forced)]._replace(why="forced")
+    return min(plans, key=lambda plan: plan.seconds)
+
+
+_forced: Name | None = None
+
+
+@contextmanager
+def force(name: Name) -> Iterator[None]:
+    """Take one plan whatever the model says, to test or to measure it."""
+    global _forced
+    if name not in NAMES:
+        refuse("name", repr(name), " or ".join(map(repr, NAMES)))
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _explained(plan: Plan, other: Plan) -> Plan:
+    what = {
+        "recompute": "activations are computed again for every tile of the cross product, and written nowhere",
+        "stream": "activations are computed once and go through memory in chunks",
+    }[plan.name]
+    verdict = "faster" if plan.seconds <= other.seconds else "slower"
+    return plan._replace(why=f"{what}; predicted {plan.seconds * 1e3:.3g} ms, {verdict} than {other.name}")
