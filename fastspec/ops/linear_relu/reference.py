@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import leaky_relu, pad
 
 from fastspec.ops.cross_moments.reference import BLOCK
 from fastspec.ops.precision import rounded
@@ -19,16 +19,16 @@ def activations(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: 
     pre_activation = rounded(x.to(compute), precision) @ rounded(weight.to(compute), precision).mT
     if bias is not None:
         pre_activation = pre_activation + bias.to(compute).unsqueeze(-2)
-    return torch.where(pre_activation > 0, pre_activation, negative_slope * pre_activation)
+    return leaky_relu(pre_activation, negative_slope)
 
 
 def packed(gates: Tensor) -> Tensor:
     """Gates [.., nodes] as bytes [.., ceil(nodes / 8)]: bit k % 8 of byte k // 8 is that of node k."""
     nodes = gates.shape[-1]
     size = -(-nodes // 8)
-    bits = pad(gates, (0, 8 * size - nodes)).unflatten(-1, (size, 8))
-    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=gates.device)
-    return (bits * powers).sum(-1, dtype=torch.uint8)
+    eights = pad(gates, (0, 8 * size - nodes)).contiguous().unflatten(-1, (size, 8))
+    words = eights.view(torch.int64).squeeze(-1)  # a byte a gate
+    return (words * 0x0102040810204080 >> 56).to(torch.uint8)  # the product gathers their lowest bits in its top byte
 
 
 def linear_relu(
@@ -45,7 +45,8 @@ def linear_relu(
         rows = slice(start, start + BLOCK)
         block = activations(x[..., rows, :], weight, bias, negative_slope, precision)
         activation[..., rows, :] = block
-        gates[..., rows, :] = packed(block > 0)
+        on = block > 0
+        gates[..., rows, :] = packed(on)
         node_sum += block.sum(-2, dtype=torch.float64)
-        active += (block > 0).sum(-2)
+        active += on.sum(-2)
     return activation, gates, node_sum, active
