@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastspec.ops.cross_moments import fake_moments
 from fastspec.ops.gpu.accumulate import Accumulator, Side
+from fastspec.ops.gpu.devices import rates_of
 from fastspec.ops.gpu.sizes import tiles_of
 
 
@@ -19,6 +20,6 @@ def cross_moments(teacher: Tensor, student: Tensor, precision: str, coactivation
     samples = teacher.shape[0] * math.prod(teacher.shape[2:])
     if not samples * m * n * math.prod(population):
         return tuple(x.zero_() for x in out)
-    tiles = tiles_of(precision, False, m, coactivation)
+    tiles = tiles_of(precision, False, m, coactivation or teacher.dim() > 2, rates_of(teacher).warpgroups)
     Accumulator(out, samples, precision, tiles).add(Side(teacher), Side(student))
     return out

@@ -203,8 +203,13 @@ class Accumulator:
             **dict(zip(("s_sx_1", "s_sx_2", "s_sx_3"), space.student, strict=True)),
             **{"SPACE": space.positions > 1, "FLAT": self.flat, "PRECISION": self.precision},
             **{"ROWS": self.tiles.rows, "TEACHERS": self.tiles.teachers, "STUDENTS": self.tiles.students},
-            **{"INPUTS": self.tiles.inputs, "INDEX": index, "GRAIN": unit, "NODE_GRAIN": node_unit},
-            **{"num_warps": self.tiles.warps, "num_stages": self.tiles.stages, "enable_fp_fusion": True},
+            # inputs that come one by one take more registers each
+            **{"INPUTS": self.tiles.inputs if unit > 1 else 16, "INDEX": index, "GRAIN": unit, "NODE_GRAIN": node_unit},
+            **{
+                "num_warps": self.tiles.warps,
+                "num_stages": self.tiles.stages if unit > 1 or not layered else 1,
+                "enable_fp_fusion": True,
+            },
         }
 
     def _merge(self, work: Workspace, samples: int, spans: int, columns: int, part: dict[str, int]) -> None:

@@ -32,27 +32,32 @@ def span_of(samples: int, m: int) -> int:
     return min(max(wanted, SHORTEST), LONGEST)
 
 
-def tiles_of(precision: str, layered: bool, m: int, extras: bool) -> Tiles:
-    """Tiles of the one-pass kernel that compile without spills (tests/gpu_compiled holds their registers).
+def tiles_of(precision: str, layered: bool, m: int, extras: bool, warpgroups: bool) -> Tiles:
+    """Tiles of the one-pass kernel that compile without spills (tests/compiled holds their registers).
 
-    layered: it computes the activations. extras: it counts co-activation, or writes the activations out.
+    layered: it computes the activations. extras: it counts co-activation, writes the activations out, or reads them at
+    positions in space. warpgroups: see `fastspec.ops.gpu.devices`.
     """
-    if precision in ("tf32", "bf16"):
+    if precision == "fp64":
         if extras:
-            return Tiles(64, 64, 64, 32, 8, 2)
-        if not layered:
-            return Tiles(32, 128, 128, 32, 8, 3)
-        return Tiles(64, 64, 128, 32, 8, 2) if m <= 64 else Tiles(32, 128, 128, 32, 8, 2)
-    if precision == "tf32x3":
-        if layered:
-            return Tiles(32, 64, 64, 32, 4, 2) if not extras else Tiles(32, 64, 64, 16, 8, 1)
-        return Tiles(32, 64, 64, 32, 8, 2) if extras else Tiles(32, 64, 128, 32, 8, 2)
+            return Tiles(32, 32, 32, 16, 8, 1)
+        return Tiles(32, 32, 64, 16, 8, 1) if layered else Tiles(32, 64, 64, 16, 8, 2)
     if precision == "fp32":
         if extras:
-            return Tiles(32, 64, 64, 16, 8, 1)
+            return Tiles(16 if layered else 32, 64, 64, 16, 8, 1)
         if m <= 32:
             return Tiles(32, 32, 128, 16, 8, 2)
         return Tiles(32, 64, 128, 16, 8, 1 if layered else 2)
-    if layered or extras:
-        return Tiles(32, 32, 32, 16, 4, 1 if extras else 2)
-    return Tiles(32, 64, 64, 16, 8, 2)
+    if not warpgroups:
+        if extras or (precision == "tf32x3" and not layered):
+            return Tiles(16, 32, 64, 16, 4, 1) if layered else Tiles(32, 32, 32, 16, 4, 1)
+        return Tiles(32, 64, 64, 16, 8, 2) if precision == "tf32x3" else Tiles(32, 64, 128, 32, 8, 2)
+    if precision == "tf32x3":
+        if layered:
+            return Tiles(32, 64, 64, 16, 8, 1) if extras else Tiles(32, 64, 64, 32, 4, 2)
+        return Tiles(32, 64, 64, 32, 8, 1) if extras else Tiles(32, 64, 128, 32, 8, 2)
+    if extras:
+        return Tiles(64 if not layered else 32, 64, 64, 32, 8, 2)
+    if layered:
+        return Tiles(64, 64, 128, 32, 8, 2) if m <= 64 else Tiles(32, 128, 128, 32, 8, 2)
+    return Tiles(32, 128, 128, 32, 8, 3)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from math import ceil
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from fastspec.ops.checks import check_integer, refuse
+from fastspec.ops.gpu.devices import DEVICES, Rates
 from fastspec.ops.gpu.sizes import Tiles, span_of, tiles_of
 from fastspec.ops.precision import PRECISIONS
 
@@ -24,32 +21,6 @@ NAMES: tuple[Name, ...] = ("recompute", "stream")
 ACTIVATIONS = 128 * 2**20  # bytes of both networks' activations that `stream` holds at a time
 LAUNCH = 8e-6  # seconds between two kernels of a stream
 
-
-class Rates(NamedTuple):
-    """What a device can do a second."""
-
-    name: str
-    products: dict[str, float]  # operations, by precision
-    memory: float  # bytes
-    cache: float  # bytes, of the second level
-    cache_size: int  # bytes
-
-
-def _rates(
-    name: str, fp64: float, fp32: float, tf32: float, bf16: float, memory: float, cache: float, mib: int
-) -> Rates:
-    """Rates in 1e12; fp64 on the matrix units where there are some; tf32x3 is three products of tf32."""
-    products = dict(zip(PRECISIONS, (fp64, fp32, tf32 / 3, tf32, bf16), strict=True))
-    return Rates(name, {k: v * 1e12 for k, v in products.items()}, memory * 1e12, cache * 1e12, mib * 2**20)
-
-
-DEVICES = (  # dense, without sparsity
-    _rates("B200", 37, 75, 1100, 2250, 8.0, 10, 126),
-    _rates("H200", 67, 67, 495, 989, 4.8, 5.5, 50),
-    _rates("H100", 67, 67, 495, 989, 3.35, 5.5, 50),
-    _rates("A100", 19.5, 19.5, 156, 312, 2.0, 4, 40),
-    _rates("a GPU not in the table", 0.5, 15, 60, 120, 0.6, 2, 32),
-)
 
 # Estimates of the share of a rate that is reached: by torch's products, by the layers' kernel, by the one-pass kernel.
 TORCH = {"fp64": 0.85, "fp32": 0.85}
@@ -66,21 +37,6 @@ class Plan(NamedTuple):
     slab: int  # student nodes whose activations it holds
     seconds: float  # predicted
     why: str
-
-
-def device_rates(name: str | None) -> Rates:
-    """The rates of the first device of the table whose name is part of `name`; the last row where there is none."""
-    return next((rates for rates in DEVICES if rates.name.lower() in (name or "").lower()), DEVICES[-1])
-
-
-def device_of(tensor: Tensor) -> Rates:
-    """The rates of the device that a tensor is on."""
-    return _rates_of(tensor.device)
-
-
-@cache
-def _rates_of(device: torch.device) -> Rates:
-    return device_rates(torch.cuda.get_device_name(device) if device.type == "cuda" else None)
 
 
 def candidates(
@@ -110,7 +66,7 @@ def candidates(
     in_and_out = size * samples * (d_t + (0 if student_inputs is None else population * d_s))
     in_and_out += 8 * population * m * n + (size * samples * (m + population * n) if activations else 0)
 
-    tiles = tiles_of(precision, True, m, coactivation or activations)
+    tiles = tiles_of(precision, True, m, coactivation or activations, rates.warpgroups)
     rows, columns = ceil(m / tiles.teachers), ceil(population * n / tiles.students)
     padded_m, padded_n = rows * tiles.teachers, columns * tiles.students
     deep_t, deep_s = (ceil(d / tiles.inputs) * tiles.inputs for d in (d_t, d_s))
@@ -118,7 +74,7 @@ def candidates(
     computing = 2 * samples * work / (rate * MOMENTS[precision])
     recompute = Plan("recompute", tiles, 0, n, max(computing, in_and_out / rates.memory), "")
 
-    loaded = tiles_of(precision, False, m, coactivation)
+    loaded = tiles_of(precision, False, m, coactivation, rates.warpgroups)
     span = span_of(samples, m)
     room = max(ACTIVATIONS // size // span - m, loaded.students)  # student nodes
     slab = n if n <= room else room // loaded.students * loaded.students
@@ -151,7 +107,8 @@ def choose(
 ) -> Plan:
     """The plan with the smallest predicted time for one student, or the one that `force` asks for.
 
-    student_inputs: the width of the students' inputs, where they have inputs of their own. device: see `device_rates`.
+    student_inputs: the width of the students' inputs, where they have inputs of their own.
+    device: its rates, see `fastspec.ops.gpu.devices`; None is a device not in the table.
     Raises ValueError, naming the argument, for sizes below 1 and unknown precisions.
     """
     plans = candidates(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastspec.ops.cross_moments import fake_moments
 from fastspec.ops.gpu.accumulate import Accumulator, Outputs, Side, Workspace, centre
+from fastspec.ops.gpu.devices import rates_of
 from fastspec.ops.gpu.sizes import span_of
 from fastspec.ops.layer_moments import plans, reference
 from fastspec.ops.linear_relu.triton import vendor, write_activations
@@ -46,7 +47,7 @@ def layer_moments(
     kept = (new(samples, m), new(*population, samples, n)) if activations else None
     plan = plans.choose(
         samples, teacher_input.shape[1], m, n, precision, student_inputs=student_input.shape[-1],
-        coactivation=coactivation, activations=activations, device=plans.device_of(teacher_input),
+        coactivation=coactivation, activations=activations, device=rates_of(teacher_input),
     )  # fmt: skip
     if plan.name == "recompute":
         own = student_input.dim() == 3

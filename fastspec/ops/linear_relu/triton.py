@@ -18,8 +18,9 @@ TILES = {
     "fp32": (64, 64, 16, 4, 2),
     "tf32x3": (64, 64, 32, 4, 2),
     "tf32": (128, 128, 32, 8, 3),
-    "bf16": (128, 128, 64, 8, 3),
+    "bf16": (128, 128, 32, 8, 3),
 }
+WITH_GATES = TILES | {"tf32": (64, 128, 32, 8, 3), "bf16": (64, 128, 64, 8, 3)}
 
 
 def linear_relu(
@@ -32,7 +33,7 @@ def linear_relu(
         return reference.linear_relu(x, weight, bias, negative_slope, precision)
     activation = x.new_empty(*population, samples, n)
     gates = x.new_empty(*population, samples, triton.cdiv(n, 8), dtype=torch.uint8)
-    blocks = triton.cdiv(samples, TILES[precision][1])
+    blocks = triton.cdiv(samples, WITH_GATES[precision][1])
     sums = x.new_empty(blocks, students * n, dtype=torch.float64 if precision == "fp64" else torch.float32)
     counts = x.new_empty(blocks, students * n, dtype=torch.int32)
     launch(activation, x, weight, bias, negative_slope, precision, (gates, sums, counts))
@@ -55,7 +56,7 @@ def launch(
     extras: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Write activations to `out` [*P, N, n], contiguous, of any dtype; extras: gates, sums and counts of row blocks."""
-    nodes, rows, inputs, warps, stages = TILES[precision]
+    nodes, rows, inputs, warps, stages = (TILES if extras is None else WITH_GATES)[precision]
     population, own = weight.dim() == 3, x.dim() == 3
     samples, (n, d) = x.shape[-2], weight.shape[-2:]
     x_student, x_row, x_column = strides(x, own, 2)
