@@ -24,14 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a run of `fastspec two-layer --preset icml2020`")
     parser.add_argument("own_teachers", type=Path, nargs="?", help="folder of a run with --own-teachers")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
+    parser.add_argument("--tables", action="store_true", help="no figures")
     given = parser.parse_args(arguments)
     try:
-        write(given.run, given.own_teachers, given.out)
+        write(given.run, given.own_teachers, given.out, given.tables)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def write(run: Path, own_teachers: Path | None, out: Path) -> None:
+def write(run: Path, own_teachers: Path | None, out: Path, tables: bool = False) -> None:
     """Write the study's files into `out` from the folder of a run, and that of one with a teacher for each seed."""
     folders = {"one teacher": RunFolder.load(run)}
     if own_teachers is not None:
@@ -40,7 +41,7 @@ def write(run: Path, own_teachers: Path | None, out: Path) -> None:
         if folder.experiment != "two-layer":
             refuse("folder", f"{str(folder.path)!r}, a run of {folder.experiment!r}", "a two-layer run")
     results = {name: folder.results() for name, folder in folders.items()}
-    blocks = page(folders, results)
+    blocks = page(folders, results, pictures=not tables)
     out.mkdir(parents=True, exist_ok=True)
     write_figures(out, blocks, DPI)
     write_text(out / "README.md", markdown(TITLE, blocks))

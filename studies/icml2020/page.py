@@ -31,14 +31,14 @@ well; the run of all jobs has one teacher for the 32 seeds of a job, which tells
 The columns *own teachers* are a second run, in which every seed has a teacher and samples of its own."""
 
 
-def page(folders: Mapping[str, RunFolder], results: Mapping[str, xr.Dataset]) -> list[Block]:
+def page(folders: Mapping[str, RunFolder], results: Mapping[str, xr.Dataset], *, pictures: bool = True) -> list[Block]:
     """All of it; the first run is the one of all jobs."""
     folder, found = next(iter(folders.values())), next(iter(results.values()))
     return [
         Text(_about(folder, found)),
         *_comparison(results, folder.config["outputs"]),
         *_jobs(found, folder.config["threshold"]),
-        *_pictures(found, folder.config["threshold"]),
+        *(_pictures(found, folder.config["threshold"]) if pictures else []),
         *_origin(folders),
     ]
 

@@ -39,6 +39,13 @@ def page(runs, tmp_path_factory):
     return out
 
 
+def test_tables_alone(runs, page, tmp_path):
+    main([str(runs[0]), "--out", str(tmp_path), "--tables"])
+    text, whole = (tmp_path / "README.md").read_text(), (page / "README.md").read_text()
+    assert "![" in whole and "![" not in text and "20 teacher nodes, after" in text
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {"README.md", "summary.nc"}
+
+
 def rows(text):
     """The cells of every table row, by the first."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
