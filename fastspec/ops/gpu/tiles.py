@@ -88,7 +88,8 @@ def activations(
 def provisional_mean(b_a, m_row, count):
     """The first row of a block [nodes, rows], and its mean rounded to a power of two near the standard deviation.
 
-    Small integers stay on a coarse grid, on which sums of products are exact; a constant node's shift is its value.
+    So a shift has few bits: small integers stay on a coarse grid, on which sums of products are exact, and what is left
+    of a closed gate, the negative shift, is exact in any precision. A constant node's shift is its value.
     """
     i_row = tl.arange(0, b_a.shape[1])
     b_first = tl.sum(tl.where((i_row == 0)[None, :], b_a, 0.0), 1)
@@ -99,4 +100,5 @@ def provisional_mean(b_a, m_row, count):
     b_grid = (b_deviation.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
     m_grid = (b_grid > 0) & (b_grid < float("inf"))
     b_scale = tl.where(m_grid, b_grid, 1.0).to(b_mean.dtype)
-    return b_first, b_first + tl.where(m_grid, tl.floor(b_mean / b_scale + 0.5) * b_scale, b_mean)
+    b_mean += b_first
+    return b_first, tl.where(m_grid, tl.floor(b_mean / b_scale + 0.5) * b_scale, b_mean)
