@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench gpu clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(INSTALLED) ## rewrite the sources as lint wants them
 bench: $(INSTALLED) ## the CPU benchmarks, with a table of results
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+gpu: ## on a machine with an NVIDIA GPU: build, test and measure there, in ten minutes (benchmarks/README.md)
+	@$(PYTHON) -m benchmarks.gpu $(addprefix --part ,$(PART)) $(ARGS)
 
 clean: ## remove all that was installed and built; runs stay in fastspec-runs
 	rm -rf $(VENV) build dist *.egg-info fastspec/_C* fastspec/_host*

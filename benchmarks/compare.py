@@ -64,6 +64,11 @@ def compare(case: Case, ours: Callable[[Any], Any], families: Families, rates: R
         except WrongResultError as wrong:
             found[peer.name]["wrong"] = str(wrong)
             continue
+        except torch.OutOfMemoryError as lack:
+            if peer.name == OURS:
+                raise
+            found[peer.name]["skipped"] = str(lack).partition("\n")[0]
+            continue
         calls[peer.name] = rotate(case.copies, peer.call)
         if peer.rounds is not None:
             fewer[peer.name] = peer.rounds

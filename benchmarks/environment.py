@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -38,11 +40,34 @@ def provenance(device: str) -> Entry:
         "device": device_name(device),
         "instruction_sets": [f for f in ("avx2", "fma", "avx512f", "amx_tile") if f in flags],
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": platform.system(),
+            **(_gpu_versions() if device == "cuda" else {}),
+        },
         "native": library.native_error() or "loaded",
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "fastspec", "csrc")),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _gpu_versions() -> Entry:
+    driver = (
+        subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if shutil.which("nvidia-smi")
+        else None
+    )
+    return {
+        "cuda": torch.version.cuda,
+        "triton": version("triton") if library.has_triton() else None,
+        "driver": driver.stdout.split("\n")[0] if driver else None,
     }
 
 
@@ -71,5 +96,8 @@ def _cpuinfo() -> list[tuple[str, str]]:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -55,19 +55,28 @@ def select(pattern: str | None) -> list[Benchmark]:
     return [b for b in REGISTRY.values() if pattern is None or pattern in b.name or fnmatch(b.name, pattern)]
 
 
+SHORT, MOST_CALLS = 5e-3, 20  # seconds between two events at least, in at most so many calls
+
+
 def seconds(call: Callable[[], object], device: str = "cpu") -> float:
-    """Wall time of one call; on a GPU between two events on the current stream."""
+    """Wall time of one call; on a GPU between two events on the current stream, of several calls if it is short."""
     if device == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        once = _between_events(call, 1)
+        return once if once >= SHORT else _between_events(call, min(math.ceil(SHORT / once), MOST_CALLS))
     start_time = time.perf_counter()
     call()
     return time.perf_counter() - start_time
+
+
+def _between_events(call: Callable[[], object], calls: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
 
 
 @dataclass

@@ -50,9 +50,12 @@ class LayerPair:
         b_t, b_s = 0.1 * normal(teacher), 0.1 * normal(student)
         return LayerPair(normal(samples, inputs), (w_t, b_t), (w_s, b_s))
 
-    def double(self) -> LayerPair:
+    def to(self, dtype: torch.dtype) -> LayerPair:
         (w_t, b_t), (w_s, b_s) = self.teacher, self.student
-        return LayerPair(self.x.double(), (w_t.double(), b_t.double()), (w_s.double(), b_s.double()))
+        return LayerPair(self.x.to(dtype), (w_t.to(dtype), b_t.to(dtype)), (w_s.to(dtype), b_s.to(dtype)))
+
+    def double(self) -> LayerPair:
+        return self.to(torch.float64)
 
 
 def fastspec(pair: LayerPair) -> Moments:
@@ -62,11 +65,25 @@ def fastspec(pair: LayerPair) -> Moments:
 
 def materialised(pair: LayerPair) -> Moments:
     """As the research code writes it: both activation arrays, centred copies of them, then a matrix product."""
-    t, s = F.relu(F.linear(pair.x, *pair.teacher)), F.relu(F.linear(pair.x, *pair.student))  # [N, m], [N, n]
-    t_mean, s_mean = t.mean(0), s.mean(0)
+    return materialised_moments(
+        F.relu(F.linear(pair.x, *pair.teacher)),
+        F.relu(F.linear(pair.x, *pair.student)),  # [N, m], [N, n]
+    )
+
+
+def materialised_moments(t: Tensor, s: Tensor) -> Moments:
+    """Of activations [N, m] and [N, n], by centred copies of both."""
+    wide = at_least_float32(t)
+    t_mean, s_mean = t.mean(0, dtype=wide), s.mean(0, dtype=wide)
     t_active, s_active = (t > 0).sum(0), (s > 0).sum(0)
-    t, s = t - t_mean, s - s_mean
-    return moments(t_mean, s_mean, (t * t).sum(0), (s * s).sum(0), t.T @ s, t_active, s_active)
+    t, s = t - t_mean.to(t.dtype), s - s_mean.to(s.dtype)
+    squares = (t * t).sum(0, dtype=wide), (s * s).sum(0, dtype=wide)
+    return moments(t_mean, s_mean, *squares, t.T @ s, t_active, s_active)
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The type in which sums over the samples are kept."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def corrcoef(pair: LayerPair) -> Tensor:
@@ -76,10 +93,13 @@ def corrcoef(pair: LayerPair) -> Tensor:
     return torch.corrcoef(torch.cat([t, s], dim=1).T)[:m, m:]
 
 
-def chunked_plain(pair: LayerPair, chunk: int, *, compiled: bool = False) -> Moments:
-    """Chunked torch as first written: idiomatic operations, a provisional mean, float64 sums over chunks."""
+def chunked_plain(pair: LayerPair, chunk: int, *, compiled: str | None = None) -> Moments:
+    """Chunked torch as first written: idiomatic operations, a provisional mean, float64 sums over chunks.
+
+    compiled: a mode of `torch.compile`, for the work on a chunk.
+    """
     shift_t, shift_s = _provisional_means(pair)
-    block = _compiled_block() if compiled else _block
+    block = _compiled_block(compiled) if compiled else _block
     sums: list[Tensor] = []
     for start in range(0, len(pair.x), chunk):
         found = block(pair.x[start : start + chunk], pair.teacher, pair.student, shift_t, shift_s)
@@ -90,26 +110,31 @@ def chunked_plain(pair: LayerPair, chunk: int, *, compiled: bool = False) -> Mom
 def _block(
     x: Tensor, teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor], shift_t: Tensor, shift_s: Tensor
 ) -> list[Tensor]:
-    """Sums over one chunk: of shifted activations, their squares and cross products, and of active samples."""
-    t, s = F.relu(F.linear(x, *teacher)), F.relu(F.linear(x, *student))  # [chunk, m], [chunk, n]
+    """Sums over one chunk of both layers' activations."""
+    return shifted_sums(F.relu(F.linear(x, *teacher)), F.relu(F.linear(x, *student)), shift_t, shift_s)
+
+
+def shifted_sums(t: Tensor, s: Tensor, shift_t: Tensor, shift_s: Tensor) -> list[Tensor]:
+    """Of shifted activations [chunk, m] and [chunk, n], their squares and cross products, and of active samples."""
     active = [(t > 0).sum(0), (s > 0).sum(0)]
     t, s = t - shift_t, s - shift_s
-    return [found.double() for found in (t.sum(0), s.sum(0), (t * t).sum(0), (s * s).sum(0), t.T @ s)] + active
+    summed = [x.sum(0, dtype=at_least_float32(x)) for x in (t, s, t * t, s * s)]
+    return [found.double() for found in (*summed, t.T @ s)] + active
 
 
 @cache
-def _compiled_block() -> Callable[..., list[Tensor]]:
-    return torch.compile(_block, dynamic=False)
+def _compiled_block(mode: str) -> Callable[..., list[Tensor]]:
+    return torch.compile(_block, dynamic=False, mode=mode)
 
 
 @cache
-def _compiled_materialised() -> Callable[[LayerPair], Moments]:
-    return torch.compile(materialised, dynamic=False)
+def _compiled_materialised(mode: str) -> Callable[[LayerPair], Moments]:
+    return torch.compile(materialised, dynamic=False, mode=mode)
 
 
-def materialised_compiled(pair: LayerPair) -> Moments:
+def materialised_compiled(pair: LayerPair, mode: str = "default") -> Moments:
     """`torch.compile` of `materialised`."""
-    return _compiled_materialised()(pair)
+    return _compiled_materialised(mode)(pair)
 
 
 def chunked(pair: LayerPair, chunk: int, *, accumulate: torch.dtype = torch.float64) -> Moments:
@@ -119,7 +144,7 @@ def chunked(pair: LayerPair, chunk: int, *, accumulate: torch.dtype = torch.floa
     masks are float32, which torch counts ten times faster than booleans. `accumulate` is the type of the sums of the
     cross product over chunks: float64, or float32 inside the matrix product itself.
     """
-    m, rows = len(pair.teacher[0]), min(chunk, len(pair.x))
+    m, rows, wide = len(pair.teacher[0]), min(chunk, len(pair.x)), at_least_float32(pair.x)
     shift = torch.cat(_provisional_means(pair))
     weight = torch.cat([pair.teacher[0], pair.student[0]]).T  # [d, m + n]
     bias, floor = torch.cat([pair.teacher[1], pair.student[1]]) - shift, -shift
@@ -133,9 +158,9 @@ def chunked(pair: LayerPair, chunk: int, *, accumulate: torch.dtype = torch.floa
         a, b = activation[: len(x)], scratch[: len(x)]
         torch.addmm(bias, x, weight, out=a)
         torch.maximum(a, floor, out=a)
-        sums[0] += a.sum(0)
-        sums[1] += torch.mul(a, a, out=b).sum(0)
-        sums[2] += torch.gt(a, floor, out=b).sum(0)
+        sums[0] += a.sum(0, dtype=wide)
+        sums[1] += torch.mul(a, a, out=b).sum(0, dtype=wide)
+        sums[2] += torch.gt(a, floor, out=b).sum(0, dtype=wide)
         if accumulate is a.dtype:
             cross.addmm_(a[:, :m].T, a[:, m:])
         else:

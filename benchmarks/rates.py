@@ -29,7 +29,7 @@ class RateCalls:
     def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32, quick: bool = False):
         self.size = {"cuda": 8192, "cpu": 1024 if quick else 3072}[device]
         self.elements = {"cuda": 2**28, "cpu": 2**22 if quick else 2**26}[device]
-        a = torch.randn(self.size, self.size, device=device, dtype=dtype)
+        a = torch.randn(self.size, self.size, device=device).to(dtype)
         b, out = torch.randn_like(a), torch.empty_like(a)
         source = torch.randn(self.elements, device=device)
         copy = torch.empty_like(source)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu.result import best_peer, by_problem, targets
 from benchmarks.harness import Entry
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,7 +22,10 @@ MARKED = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re
 
 def render(result: Entry) -> str:
     """One result file as markdown: tables, targets with their verdicts, and where it was measured."""
-    parts = [_speeds(result)] if "cases" in result else []
+    if "parts" in result:  # of `make gpu`
+        parts = [_parts(result["parts"]), *([_precisions(result["cases"])] if result["cases"] else [])]
+    else:
+        parts = [_speeds(result)] if "cases" in result else []
     if "memory" in result:
         parts.append(_memory(result["memory"]))
     if "study" in result:
@@ -29,7 +33,7 @@ def render(result: Entry) -> str:
     if "overhead_us" in result:
         rows = [[name, _number(us)] for name, us in result["overhead_us"].items()]
         parts.append(markdown(["call on tiny tensors", "µs"], rows))
-    if result.get("targets"):
+    if result.get("targets") and "parts" not in result:
         parts.append(_targets(result["targets"]))
     parts.append(_source(result))
     return "\n\n".join(parts)
@@ -65,6 +69,35 @@ def _speeds(result: Entry) -> str:
     means = ["-" if mean is None else f"{mean:.2f}x" for mean in result["geometric_means"].values()]
     rows.append(["geometric mean", "", "", "", "", *means])
     return markdown([*header, *families], rows)
+
+
+def _parts(parts: Entry) -> str:
+    rows = [[name, part["state"], f"{part['seconds']:.0f}", part["why"]] for name, part in parts.items()]
+    return markdown(["part", "", "s", "what came of it"], rows)
+
+
+def _precisions(cases: list[Entry]) -> str:
+    """One row for each problem and precision, peers compiled or not."""
+    header = ["samples x inputs, teacher x student", "precision", "fastspec ms", "of floor", "over eager"]
+    header += ["over the best peer", "error of rho", "flipped gates", "extra MB", "plan", "targets missed"]
+    rows = []
+    for (problem, precision), measured in by_problem(cases).items():
+        case = measured[0]
+        if "peers" not in case:
+            rows.append([problem, precision, "failed", *["-"] * 8])
+            continue
+        ours, (name, over) = case["peers"]["fastspec"], best_peer(measured)
+        flipped, extra, plan = case.get("flipped_gates"), case.get("extra_bytes"), case.get("plan")
+        rows.append([
+            case["label"], precision, "wrong" if "wrong" in ours else f"{ours['median_ms']:.3g}",
+            _percent(ours.get("of_floor")), _ratio(case, case["best"].get("eager")),
+            "-" if name is None else f"{over:.2f}x ({name})",
+            f"{ours['error']['rho']:.0e}" if "error" in ours else "-",
+            "-" if flipped is None else f"{flipped['fastspec']:.1e}",
+            "-" if extra is None else f"{extra / 1e6:.0f}", "-" if plan is None else plan["name"],
+            ", ".join(t["what"] for t in targets(measured) if not t["pass"]) or "none",
+        ])  # fmt: skip
+    return markdown(header, rows)
 
 
 def _ratio(case: Entry, peer: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch.utils import deterministic
@@ -30,5 +32,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if missing and item.get_closest_marker("native"):
             item.add_marker(pytest.mark.skip(reason=missing))
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not (torch.cuda.is_available() or "FASTSPEC_GPU_TESTS_ON" in os.environ):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))

@@ -75,7 +75,7 @@ def contenders(item: Case, options: Options) -> Families:
     }
     if options.compile:
         settings = families["chunked plain"][0].settings
-        call = partial(peers.chunked_plain, compiled=True, **settings)
+        call = partial(peers.chunked_plain, compiled="default", **settings)
         families["compiled chunked"] = [Peer("compiled chunked", call, settings)]
         whole = Peer("compiled materialised", peers.materialised_compiled, rounds=heavy, skip=lack)
         families["compiled materialised"] = [whole]

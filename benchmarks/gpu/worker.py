@@ -1,0 +1,113 @@
+"""`python -m benchmarks.gpu.worker RESULT ITEM...`: measure items in their order, each one kept at once.
+
+An item is `problem/precision`, or `problem/precision/compiled`. A process of its own: a kernel that breaks the device's
+context takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import traceback
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from benchmarks.compare import OURS, compare
+from benchmarks.gpu.layers import LayerProblem
+from benchmarks.gpu.problems import PROBLEMS, Problem
+from benchmarks.gpu.result import Result, about
+from benchmarks.harness import Entry, Options
+from benchmarks.memory import measure as extra_memory
+from benchmarks.precision import DTYPES, PRODUCTS, tf32
+from benchmarks.rates import RateCalls, Rates
+from fastspec.moments import CrossMoments
+from fastspec.ops.cross_moments import Moments
+
+LONG = 2e13  # operations from which three rounds must do
+ORDER = ("fp32", "tf32", "bf16", "tf32x3", "fp64")
+
+
+def items() -> list[str]:
+    """Everything there is to measure, what matters most first."""
+    plain = [f"{p.name}/{precision}" for precision in ORDER for p in PROBLEMS if p.narrow or precision != "fp64"]
+    layers = [p.name for p in PROBLEMS if isinstance(p, LayerProblem)]
+    return plain + [f"{name}/{precision}/compiled" for precision in ORDER[:2] for name in layers]
+
+
+class PrecisionRates(RateCalls):
+    """The device's own products at a precision; one of tf32x3 is three of tf32."""
+
+    def __init__(self, precision: str, device: str, quick: bool):
+        super().__init__(device, DTYPES.get(precision, torch.float32), quick)
+        self.products, product = PRODUCTS.get(precision, 1), self.calls["matrix"]
+
+        def matrix() -> object:
+            with tf32(precision.startswith("tf32")):
+                return product()
+
+        self.calls["matrix"] = matrix
+
+    def rates(self, matrix_seconds: float, copy_seconds: float) -> Rates:
+        return super().rates(matrix_seconds * self.products, copy_seconds)
+
+
+@lru_cache(maxsize=1)
+def rates_at(precision: str, device: str, quick: bool) -> PrecisionRates:
+    return PrecisionRates(precision, device, quick)
+
+
+def measure(problem: Problem, precision: str, compiled: bool, options: Options) -> Entry:
+    """The entry of one item: `compare`'s, with the op's extra memory, its plan and its flipped gates."""
+    case = problem.case(precision, options.device)
+    ours = problem.ours(precision)
+    contenders = problem.compiled if compiled and isinstance(problem, LayerProblem) else problem.contenders
+    if options.device == "cuda" and problem.operations > LONG:
+        options = replace(options, rounds=min(options.rounds, 3))
+    found: Entry = {} if compiled else problem.facts(case, precision)
+    families = contenders(case, precision, options.device)
+    entry = compare(case, ours, families, rates_at(precision, options.device, options.quick), options)
+    if not compiled and "wrong" not in entry["peers"][OURS]:
+        found["extra_bytes"] = extra_memory(lambda: _tensors(ours(case.copies[0])), options.device)["extra"]
+    return {**entry, **found}
+
+
+def _tensors(result: Moments | list[CrossMoments]) -> list[torch.Tensor]:
+    if isinstance(result, Moments):
+        return list(result)
+    return [tensor for moments in result for tensor in moments.tensors().values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.worker", description=__doc__)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("items", nargs="+")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--until", type=float, default=float("inf"), help="begin nothing after this time")
+    args = parser.parse_args()
+    problems = {problem.name: problem.small() if args.quick else problem for problem in PROBLEMS}
+    options = Options(args.device, args.quick, args.rounds)
+    result = Result.load(args.result)
+    for item in args.items:
+        name, precision, *compiled = item.split("/")
+        if time.time() > args.until:
+            return
+        start = time.perf_counter()
+        result.start(item)
+        try:
+            entry = measure(problems[name], precision, bool(compiled), options)
+        except Exception as error:
+            traceback.print_exc()
+            entry = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        named = {**about(item), "narrow": problems[name].narrow}
+        result.add_case({**named, **entry, "seconds": time.perf_counter() - start})
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
