@@ -23,9 +23,17 @@ class Batch(NamedTuple):
     place: str
 
 
-def read(data: Data, samples: int, check: Callable[[str, Tensor], None], progress: bool | None) -> Iterator[Batch]:
+def read(
+    data: Data,
+    samples: int,
+    check: Callable[[str, Tensor], None],
+    progress: bool | None,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
     """The batches of `data` in their order, each of at least one and at most `samples` samples.
 
+    device: of the networks; inputs on the CPU are moved there. On a GPU nothing waits to see whether inputs are finite:
+        what is made of them shows it.
     check: called with the place and the inputs of every batch, for what only the networks know.
     Raises ValueError or TypeError for data of another kind, NaN and infinity, and data without a single sample.
     """
@@ -34,9 +42,11 @@ def read(data: Data, samples: int, check: Callable[[str, Tensor], None], progres
         for number, entry in enumerate(_entries(data, samples)):
             place = f"data, batch {number}"
             x = _input(place, entry)
+            if device is not None and x.device.type == "cpu":
+                x = x.to(device, non_blocking=x.is_pinned())
             if len(x):
                 check(place, x)
-                if x.is_floating_point():
+                if x.is_floating_point() and not waits(x.device):
                     check_finite(place, x)
             for part in x.split(samples):
                 if len(part):
@@ -45,6 +55,11 @@ def read(data: Data, samples: int, check: Callable[[str, Tensor], None], progres
             bar.advance(len(x) if bar.unit == "samples" else 1)
     if not seen:
         refuse("data", "0 samples", "at least one sample")
+
+
+def waits(device: torch.device) -> bool:
+    """Whether looking at a value makes the host wait for a device that works on its own."""
+    return device.type == "cuda"
 
 
 def gather(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fastspec.ops import library
+from fastspec.ops import backends, library
 
 LABORATORY = ("tyro", "rich", "matplotlib", "xarray", "h5netcdf", "h5py", "safetensors", "scipy", "scikit-learn")
 
@@ -37,7 +37,12 @@ def config() -> dict[str, dict[str, str]]:
             "torch vectors": torch.backends.cpu.get_cpu_capability(),
         },
         "native code": _native(),
-        "gpu": {"CUDA": _cuda(), "Triton": _triton()},
+        "gpu": {
+            "CUDA": _cuda(),
+            "Triton": _triton(),
+            "experiments use": backends.default_device(),
+            "backend": backends.forced() or "by the tensors' device",
+        },
         "laboratory": {name: _version_of(name) or "not installed (extra: lab)" for name in LABORATORY},
     }
 

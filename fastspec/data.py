@@ -38,6 +38,10 @@ class Splits:
     train: Samples
     held_out: Samples
 
+    def to(self, device: torch.device | str) -> Splits:
+        """The same samples on another device."""
+        return Splits(*(Samples(part.x.to(device), part.y.to(device)) for part in (self.train, self.held_out)))
+
 
 @dataclass(frozen=True)
 class FreshGaussian:

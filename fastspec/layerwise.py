@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastspec.batches import Batch, Data, gather, read
+from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
 from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
 from fastspec.workers import Spread
 
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
+GPU_BYTES = 32 * 2**20  # the same on a GPU: they stay in the second-level cache, 40 MB and more on the large ones
+GPU_SAMPLES = 8192  # at a time for a slab of a population on a GPU: enough for all of it to have work
 SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
@@ -38,6 +40,7 @@ def measure_layers(
     teacher: plain linear layers, lowest first; all but the last are followed by a ReLU. stacks: the same of the
     students, whose weights [P, out, in] and biases [P, out] may have a population axis. At most `batch_size` samples go
     through at a time, fewer for wide networks. Populations are cut into slabs of students, the tasks of `spread`.
+    On a GPU the host waits for nothing before the end, where NaN and infinity are refused.
     """
     _check_layers("teacher", teacher)
     for stack in stacks:
@@ -53,7 +56,7 @@ def measure_layers(
         if x.shape[1] != weight.shape[1]:
             refuse(place, shape(x), f"[samples, {weight.shape[1]}], the inputs of the networks")
 
-    for batch in gather(read(data, batch_size, check, progress), batch_size):
+    for batch in gather(read(data, batch_size, check, progress, weight.device), batch_size):
         spread(partial(_Pass.add, batch=batch), slabs)
     return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
 
@@ -65,7 +68,8 @@ class _Pass:
         self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
     ):
         self.teacher, self.student = teacher, student
-        self.options = {"negative_slope": negative_slope, **options}
+        self.late = waits(teacher[0][0].device)  # checks come at the end
+        self.options = {"negative_slope": negative_slope, "check": not self.late, **options}
         self.samples = 0
         self.moments: dict[str, CrossMoments] = {}
         self.loss = torch.zeros((), dtype=torch.float64, device=teacher[0][0].device)  # [*P], summed over the samples
@@ -84,10 +88,19 @@ class _Pass:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.moments[name] = self.moments[name] + moments if name in self.moments else moments
         outputs = [_linear(x, *layer) for x, layer in zip(pair, (self.teacher[-1], self.student[-1]), strict=True)]
-        self.loss = self.loss + summed_loss(place, *outputs)
+        self.loss = self.loss + (
+            sum_of_squares(outputs[0], outputs[1], torch.float64) if self.late else summed_loss(place, *outputs)
+        )
         self.samples += len(x)
 
     def finish(self) -> Measurement:
+        if self.late:
+            for name, moments in self.moments.items():
+                try:
+                    moments.check_finite()
+                except ValueError as error:
+                    raise ValueError(f"data, {name}: {error}") from None
+            check_finite("data, loss", self.loss)
         return Measurement(self.moments, self.loss / self.samples, self.samples)
 
 
@@ -96,21 +109,22 @@ def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
 
     Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
     """
-    samples = student.dim() - teacher.dim()  # the axis
-
-    def summed(dtype: torch.dtype) -> Tensor:
-        residual = student.to(dtype) - teacher.to(dtype)
-        rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
-        return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
-
-    loss = summed(torch.promote_types(student.dtype, torch.float32))
+    loss = sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32))
     if not loss.isfinite().all():
-        loss = summed(torch.float64)  # squares beyond float32
+        loss = sum_of_squares(teacher, student, torch.float64)  # squares beyond float32
     if not loss.isfinite().all():
         for side, output in (("teacher", teacher), ("student", student)):
             check_finite(f"{place}, outputs of the {side}", output)
         refuse(f"{place}, loss", "a sum beyond float64", "outputs of smaller scale")
     return loss
+
+
+def sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of `summed_loss`, finite or not, with residuals in `dtype`."""
+    samples = student.dim() - teacher.dim()  # the axis
+    residual = student.to(dtype) - teacher.to(dtype)
+    rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
+    return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,11 +135,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
-    """The students of a stack in slabs of about one size, whose activations stay in a core's cache."""
+    """The students of a stack in slabs of about one size, whose activations stay in a core's cache, or a GPU's."""
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
-    slabs = math.ceil(len(weight) * SLAB_SAMPLES * _bytes(stack) / SLAB_BYTES)
+    samples, most = (GPU_SAMPLES, GPU_BYTES) if waits(weight.device) else (SLAB_SAMPLES, SLAB_BYTES)
+    slabs = math.ceil(len(weight) * samples * _bytes(stack) / most)
     each = math.ceil(len(weight) / min(slabs, len(weight)))
     return [
         [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
@@ -135,9 +150,10 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
 
 def _samples(stack: Sequence[Layer]) -> int:
     """How many samples go through a stack at a time."""
-    if stack[0][0].dim() == 3:
-        return SLAB_SAMPLES
-    return max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack))
+    weight = stack[0][0]
+    if weight.dim() == 3:
+        return GPU_SAMPLES if waits(weight.device) else SLAB_SAMPLES
+    return max(FEWEST_SAMPLES, (GPU_BYTES if waits(weight.device) else ACTIVATION_BYTES) // _bytes(stack))
 
 
 def _bytes(stack: Sequence[Layer]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastspec.moments import CrossMoments
 from fastspec.ops.checks import check_real, refuse
-from fastspec.statistics import check_finite_nodes, constant_nodes
+from fastspec.statistics import check_finite, constant_nodes
 
 
 class Matching(NamedTuple):
@@ -140,7 +140,7 @@ def procrustes(moments: CrossMoments) -> Tensor:
     layers, each of unit Frobenius norm, is twice its difference from 1. NaN where all nodes of a side are constant.
     Needs no Grams.
     """
-    check_finite_nodes(moments)
+    check_finite(moments)
     nuclear = torch.linalg.svdvals(moments.cross_scatter).sum(-1)
     return nuclear / moments.teacher_scatter.sum(-1).sqrt() / moments.student_scatter.sum(-1).sqrt()
 
@@ -164,7 +164,7 @@ def _matching(rho: Tensor, students: Tensor) -> Matching:
 def _grams(moments: CrossMoments) -> tuple[Tensor, Tensor]:
     if moments.teacher_gram is None or moments.student_gram is None:
         refuse("moments", "no Grams", "moments measured with grams=True")
-    check_finite_nodes(moments)
+    check_finite(moments)
     return moments.teacher_gram, moments.student_gram
 
 

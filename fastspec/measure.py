@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastspec.adapters import Layers, check_placement, evaluation_mode, pair_by_name, tap_pair
-from fastspec.batches import Data, read
+from fastspec.batches import Data, read, waits
 from fastspec.layerwise import measure_layers, summed_loss
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, cross_moments
@@ -69,7 +69,8 @@ def measure(
     teacher: an `MLP` or any module.
     student: an `MLP`, any module, or, for a two-layer `MLP` teacher, a `Population`, which has the teacher's slope.
     data: inputs [samples, ...], a DataLoader, or any iterable of batches; a batch is a tensor, or a tuple, list or
-        dict whose first entry is the input. Inputs must be on the device of the networks and of their dtype.
+        dict whose first entry is the input. Inputs must be of the networks' dtype, and on their device or on the CPU,
+        from where they are moved batch by batch.
     layers: for modules, which activations to pair: {"teacher.layer": "student.layer", ...}, a list of names that both
         networks have, or a list of pairs, names as in `named_modules()`. None pairs the hidden layers of networks of
         this package and, of any other module, the outputs of all its nn.ReLU and nn.LeakyReLU submodules, both in the
@@ -113,13 +114,18 @@ def measure(
 
 def _population(teacher: MLP, students: Population, data: Data, options: dict[str, Any]) -> PopulationMeasurement:
     """The measurement of a population, in stacks of equal width."""
-    with workers(len(students)) as spread:
+    with workers(1 if waits(students.w1.device) else len(students)) as spread:
         groups = list(students.groups())
         stacks: list[list[Layer]] = [[(group.w1, group.b1), (group.w2, group.b2)] for group in groups]
         slope = teacher.negative_slope
         measurements = measure_layers(teacher.folded(), stacks, data, negative_slope=slope, spread=spread, **options)
     pairs = zip(groups, measurements, strict=True)
     return PopulationMeasurement([MeasuredGroup(group.indices, measurement) for group, measurement in pairs])
+
+
+def _device(network: nn.Module) -> torch.device | None:
+    """Where a network's weights are, if it has any."""
+    return next((weight.device for weight in network.parameters()), None)
 
 
 def _one_slope(teacher: MLP, student: MLP) -> bool:
@@ -145,7 +151,7 @@ def _tapped(
 
     teacher_tap, student_tap = tap_pair(teacher, student, layers)
     with evaluation_mode(teacher, student), teacher_tap, student_tap:
-        for x, place in read(data, batch_size, check, progress):
+        for x, place in read(data, batch_size, check, progress, _device(teacher)):
             t, s = teacher_tap(x), student_tap(x)
             for name, t_activations, s_activations in pair_by_name(t, s):
                 try:

@@ -46,6 +46,7 @@ class CrossMoments:
     merge = __add__ = merging.merge
     all_reduce = merging.all_reduce
 
+    check_finite = statistics.check_finite
     correlation = statistics.correlation
     undefined_nodes = statistics.undefined_nodes
     best_student = statistics.best_student
@@ -245,27 +246,33 @@ def layer_moments_with_activations(
     coactivation: bool = False,
     grams: bool = False,
     precision: str | None = None,
+    check: bool = True,
 ) -> tuple[CrossMoments, tuple[Tensor, Tensor]]:
-    """`layer_moments`, and the activations ([samples, m], [*P, samples, n]): the inputs of the next layer."""
+    """`layer_moments`, and the activations ([samples, m], [*P, samples, n]): the inputs of the next layer.
+
+    check: refuse activations that are NaN or infinite. On a GPU this waits for the result; without it
+    `CrossMoments.check_finite` does the same once many batches are merged, as NaN stays NaN.
+    """
     t, s = _sides(x, teacher, student)
     raw, activations = layer_moments_op(*t, *s, negative_slope, coactivation, True, precision)
     assert activations is not None
-    moments = _moments(raw, len(t[0]))
+    moments = _moments(raw, len(t[0]), check)
     if grams:
         students = [(activations[1],)] if moments.population is None else [(k,) for k in activations[1]]
         moments = _with_grams(moments, partial(_within, precision=precision), activations[:1], students)
     return moments, activations
 
 
-def _moments(raw: Moments, count: int) -> CrossMoments:
-    """Wrap an op's result, refusing no samples and activations that are not finite."""
+def _moments(raw: Moments, count: int, check: bool = True) -> CrossMoments:
+    """Wrap an op's result, refusing no samples and, if asked, activations that are not finite."""
     if count == 0:
         refuse("teacher", "0 samples", "at least one sample")
     parts = raw._asdict()
     if raw.coactive.dim() == 1:  # not asked for
         del parts["coactive"]
-    moments = CrossMoments(count=torch.tensor(count, device=raw.teacher_mean.device), **parts)
-    statistics.check_finite_nodes(moments)
+    moments = CrossMoments(count=torch.full((), count, device=raw.teacher_mean.device), **parts)
+    if check:
+        moments.check_finite()
     return moments
 
 

@@ -61,7 +61,7 @@ def correlation(moments: CrossMoments, undefined: str = "nan") -> Tensor:
     """
     if undefined not in ("nan", "zero", "raise"):
         refuse("undefined", repr(undefined), "'nan', 'zero' or 'raise'")
-    check_finite_nodes(moments)
+    check_finite(moments)
     t_constant, s_constant = constant_nodes(moments)
     if undefined == "raise":
         teacher, student = int(t_constant.sum()), int(s_constant.sum())
@@ -195,7 +195,7 @@ def overlaps(teacher_weight: Tensor, student_weight: Tensor) -> Overlaps:
     return Overlaps(t @ t.T / d, t @ s.mT / d, s @ s.mT / d)
 
 
-def check_finite_nodes(moments: CrossMoments) -> None:
+def check_finite(moments: CrossMoments) -> None:
     """ValueError, naming the side and its number of nodes, where activations or sums of squares were not finite."""
     for side in ("teacher", "student"):
         finite = (getattr(moments, f"{side}_mean").isfinite()) & (getattr(moments, f"{side}_scatter").isfinite())

@@ -39,7 +39,7 @@ def named(prefix: str, network: MLP) -> dict[str, Tensor]:
     """The weights of a network as `prefix.w1` [out, in], `prefix.b1` [out], and so on upwards."""
     weights: dict[str, Tensor] = {}
     for i, (weight, bias) in enumerate(network.weights(), start=1):
-        weights[f"{prefix}.w{i}"] = weight
+        weights[f"{prefix}.w{i}"] = weight.cpu()
         if bias is not None:
-            weights[f"{prefix}.b{i}"] = bias
+            weights[f"{prefix}.b{i}"] = bias.cpu()
     return weights

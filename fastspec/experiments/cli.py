@@ -18,10 +18,12 @@ from fastspec import config
 from fastspec.experiments.console import Console
 from fastspec.experiments.demo import Demo
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.files import load_data, load_student, load_teacher
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.summary import print_summary
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
+from fastspec.ops.backends import default_device
 from fastspec.ops.checks import refuse
 
 RUNS = Path("fastspec-runs")
@@ -91,7 +93,8 @@ def measure(
         refuse("save", repr(str(save)), "a file in a folder that exists")
     teacher_network = load_teacher(teacher)
     x = load_data(data, teacher_network)
-    found = measured(teacher_network, load_student(student), x, batch_size=batch_size)
+    device = default_device()
+    found = measured(teacher_network.to(device), load_student(student).to(device), x, batch_size=batch_size)
     print(found)
     if save is not None:
         found.save(save)
@@ -106,9 +109,24 @@ def report(folder: Annotated[Positional[Path], arg(metavar="DIR")]) -> None:
     print_summary(redraw(folder), folder)
 
 
-def doctor() -> None:
-    """Say what this installation has: versions, native code, threads, GPUs, and why something is not there."""
-    config.show_config()
+def doctor(
+    plan: tuple[int, int, int, int] | None = None,
+    precision: str = "fp32",
+    population: int = 1,
+    device: str | None = None,
+) -> None:
+    """Say what this installation has: versions, native code, threads, GPUs, and why something is not there.
+
+    Args:
+        plan: Instead, the plans of a GPU for measuring a layer: SAMPLES INPUTS TEACHER-NODES STUDENT-NODES.
+        precision: Of the plans' matrix products: fp64, fp32, tf32x3, tf32 or bf16.
+        population: Students that are measured together.
+        device: Whose plans: A100, H100, H200 or B200; the GPU that is here, if there is one.
+    """
+    if plan is None:
+        config.show_config()
+    else:
+        show_plans(*plan, precision=precision, population=population, device=device)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -19,6 +19,7 @@ from fastspec.experiments.options import check_each, check_grid, check_not_negat
 from fastspec.experiments.results import RunFolder
 from fastspec.measure import measure
 from fastspec.networks import MLP, student_like
+from fastspec.ops.backends import default_device
 from fastspec.ops.checks import check_integer, check_real
 from fastspec.tensor_files import load_tensors, save_tensors
 from fastspec.training.supervised import train_supervised
@@ -92,7 +93,7 @@ class Digits(Experiment):
         return logarithmic_steps(self.student_steps, self.measurements)
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
-        splits = data.digits(held_out=self.held_out, seed=self.data_seed)
+        splits = data.digits(held_out=self.held_out, seed=self.data_seed).to(default_device())
         teacher = self._teacher(folder, splits.train, console)
         results, weights = self._empty(), named("teacher", teacher)
         for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
@@ -108,8 +109,8 @@ class Digits(Experiment):
     def _teacher(self, folder: RunFolder, train: Samples, console: Console) -> MLP:
         done = folder.part("teacher.safetensors")
         if done.exists():
-            return MLP.load(done)
-        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed)
+            return MLP.load(done).to(default_device())
+        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed).to(default_device())
         with console.stage("digits: the teacher learns labels") as advance:
             train_supervised(
                 teacher,
@@ -134,7 +135,7 @@ class Digits(Experiment):
         measured = folder.part(f"x{multi}-seed{seed}.measured.safetensors")
         if network.exists() and measured.exists():
             return MLP.load(network), load_tensors(measured, PART)[0]
-        student = student_like(teacher, multi=multi, seed=seed)
+        student = student_like(teacher, multi=multi, seed=seed).to(default_device())
         rows: list[dict[str, Tensor]] = []
         with console.stage(f"digits: a {multi}× student learns logits") as advance:
             train_supervised(
@@ -190,7 +191,7 @@ def measurement(teacher: MLP, student: MLP, held_out: Samples) -> dict[str, Tens
     layers = list(measured.layers.values())
     best = [moments.best_student() for moments in layers]
     constant = [moments.undefined_nodes() for moments in layers]
-    return {
+    found = {
         "loss": measured.loss,
         "accuracy": (output == held_out.y).double().mean(),
         "agreement": (output == answer).double().mean(),
@@ -200,6 +201,7 @@ def measurement(teacher: MLP, student: MLP, held_out: Samples) -> dict[str, Tens
         "best_correlation": torch.stack([pad(b.values, (0, widest - len(b.values)), value=torch.nan) for b in best]),
         "best_student": torch.stack([pad(b.indices, (0, widest - len(b.indices)), value=-1) for b in best]),
     }
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def accuracy(network: MLP, samples: Samples) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from fastspec import config
 from fastspec.ops import library
+from fastspec.ops.backends import default_device
 
 
 def provenance(dtype: str | None = None) -> dict[str, Any]:
@@ -25,10 +26,16 @@ def provenance(dtype: str | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         **{name: metadata.version(name) for name in ("torch", "numpy", "xarray")},
         "device": f"cpu: {config.cpu_name()}",
+        "measured on": _accelerator(),
         "dtype": dtype or str(torch.get_default_dtype()).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "native code": library.native_error() or "in use",
     }
+
+
+def _accelerator() -> str:
+    device = default_device()
+    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"
 
 
 def commit() -> str | None:

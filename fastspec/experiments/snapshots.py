@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastspec.measure import measure
 from fastspec.networks import MLP
+from fastspec.ops.backends import default_device
 from fastspec.population_measurement import PopulationMeasurement
 from fastspec.populations import Population
 from fastspec.statistics import best, rank_of
@@ -42,7 +44,7 @@ def snapshot(
     loss, loss_train, constant_students [P]; best_correlation, best_correlation_train, best_student, sine [P, m];
     students [P, levels, m]; correlation [N, m] and fan_out [N] of single nodes.
     """
-    measured, on_train = (measure(teacher, students, x, progress=False) for x in (held_out, train))
+    measured, on_train = (_measured(teacher, students, x) for x in (held_out, train))
     with one_thread():  # for what is small
         found = _of_moments(measured, students, teacher.hidden_widths[0])
         found |= {"loss": measured.loss, "loss_train": on_train.loss}
@@ -51,6 +53,14 @@ def snapshot(
         found["sine"] = sines(teacher, students, found["best_student"])
         found["fan_out"] = torch.linalg.vector_norm(students.w2, dim=1)
     return found
+
+
+def _measured(teacher: MLP, students: Population, x: Tensor) -> PopulationMeasurement:
+    """`measure` on the default device, its result on the CPU, where the students are trained."""
+    device = default_device()
+    if device != "cpu":
+        teacher, students = copy.deepcopy(teacher).to(device), students.to(device)
+    return measure(teacher, students, x, progress=False).to("cpu")
 
 
 def _of_moments(measured: PopulationMeasurement, students: Population, m: int) -> dict[str, Tensor]:
