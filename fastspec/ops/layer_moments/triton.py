@@ -75,7 +75,11 @@ def _stream(
     tile = plan.tiles.students
     work = None if by_vendor else Workspace.fitting(out[0], rows, span, m, slab, tile, dtype, out[7].dim() > 1)
     parts = [(p, slice(k, min(k + slab, n))) for p in _students(student) for k in range(0, n, slab)]
-    sums = [Accumulator(_part(out, p, k), samples, precision, plan.tiles, workspace=work) for p, k in parts]
+    spare = tuple(torch.empty_like(x) for x in (out[0], out[2], out[5]))  # the teacher's, of all parts but the first
+    sums = [
+        Accumulator(_part(out, p, k, spare if i else None), samples, precision, plan.tiles, workspace=work)
+        for i, (p, k) in enumerate(parts)
+    ]
     for start in range(0, samples, rows):
         here = slice(start, min(start + rows, samples))
         size = here.stop - start
@@ -107,9 +111,11 @@ def _layer(student: Layer, p: int | None, rows: slice, nodes: slice) -> Layer:
     return Layer(x[rows], weight[nodes], None if bias is None else bias[nodes])
 
 
-def _part(out: Outputs, p: int | None, nodes: slice) -> Outputs:
-    """The outputs of some nodes of one student, as views."""
+def _part(out: Outputs, p: int | None, nodes: slice, teacher: Outputs | None) -> Outputs:
+    """The outputs of some nodes of one student, as views; the teacher's go to `teacher` where it is given."""
     t_mean, s_mean, t_scatter, s_scatter, cross, t_active, s_active, coactive = out
+    if teacher is not None:
+        t_mean, t_scatter, t_active = teacher
     if p is not None:
         s_mean, s_scatter, cross, s_active = s_mean[p], s_scatter[p], cross[p], s_active[p]
         coactive = coactive[p] if coactive.dim() > 1 else coactive
