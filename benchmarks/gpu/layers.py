@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.compare import OURS, Case, Families, Peer, best, lack_of_memory
+from benchmarks.compare import OURS, Case, Families, Peer, best, failure, lack_of_memory
 from benchmarks.gate import check
 from benchmarks.harness import Entry
 from benchmarks.peers import LayerPair
@@ -111,8 +111,8 @@ class LayerProblem:
         call = at(precision, partial(peers.chunked_plain, compiled=AUTOTUNE, **plain.settings))
         whole = at(precision, partial(peers.materialised_compiled, mode=AUTOTUNE))
         return {
-            "compiled eager": [Peer("compiled eager", whole, rounds=3, skip=lack)],
-            "compiled chunked": [Peer("compiled chunked", call, plain.settings)],
+            "compiled eager": [Peer("compiled eager", whole, rounds=3, skip=lack or failure(whole, pair))],
+            "compiled chunked": [Peer("compiled chunked", call, plain.settings, skip=failure(call, pair))],
         }
 
     def _chunked(

@@ -30,7 +30,7 @@ def test(until: float, outcomes: Path, only: str | None, device: str) -> Entry:
     if importlib.util.find_spec("pytest") is None:
         return {"state": "failed", "why": "pytest is not installed"}
     workers = ["-n", str(PYTEST_WORKERS)] if importlib.util.find_spec("xdist") and device == "cuda" else []
-    command = [*_pytest(until, outcomes), *workers, *(["-k", only] if only else []), TESTS]
+    command = [*_pytest(until, outcomes), *workers, *(["-k", only] if only else []), SMALL, TESTS]
     done = run(command, until, {} if device == "cuda" else {"FASTSPEC_GPU_TESTS_ON": device})
     found = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
     outcomes.unlink(missing_ok=True)

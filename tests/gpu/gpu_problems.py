@@ -66,10 +66,8 @@ def torch_moments(t: Tensor, s: Tensor, precision: str) -> tuple[Tensor, ...]:
 
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
-    """Of bf16 operands summed in float32; of tf32 as cuBLAS has it."""
-    with tf32(precision == "tf32"):
-        if precision == "tf32" and a.is_cuda:
-            return a @ b
+    """Of rounded operands, summed in float32: cuBLAS does not take the units of tf32 for every shape."""
+    with tf32(False):
         return rounded(a, precision) @ rounded(b, precision)
 
 

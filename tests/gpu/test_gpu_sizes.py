@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gpu_problems import DEVICE, PLANS, errors, free_gib, integers, layers, on, on_hardware
-from moments_oracle import FIELDS, assert_bitwise, assert_close
+from moments_oracle import FIELDS, assert_bitwise
 
 import fastspec as fs
 from benchmarks.memory import measure
@@ -65,10 +65,9 @@ def test_a_layer_of_two_to_the_31_inputs():
         with plans.force(plan):
             whole = fs.layer_moments(x, (w_t, None), (w_s, None))
             halves = [fs.layer_moments(part, (w_t, None), (w_s, None)) for part in (x[:half], x[half:])]
-        merged = halves[0] + halves[1]
-        assert_close(
-            *([getattr(found, name) for name in FIELDS[:7]] + [x.new_empty(0)] for found in (whole, merged)), 1e-6
-        )
+        whole, merged = ([getattr(found, name) for name in FIELDS[:7]] for found in (whole, halves[0] + halves[1]))
+        assert max(errors(whole, merged).values()) <= 1e-6
+        assert all((a - b).abs().max() <= 5 for a, b in zip(whole[5:], merged[5:], strict=True))  # gates near 0
 
 
 @on_hardware
