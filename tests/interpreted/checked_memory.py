@@ -18,7 +18,7 @@ class Launch:
         self.reader, self.writer = (np.full(len(self.addresses), NOBODY) for _ in range(2))
 
     def elements(self, pointers: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        asked = pointers[np.broadcast_to(mask, pointers.shape)]
+        asked = pointers[np.broadcast_to(mask, pointers.shape).astype(bool)]
         found = np.searchsorted(self.addresses, asked)
         there = found < len(self.addresses)
         there &= self.addresses[np.minimum(found, len(self.addresses) - 1)] == asked

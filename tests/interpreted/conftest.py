@@ -1,6 +1,6 @@
 """Triton kernels run by Triton's interpreter, which must be asked for before Triton is imported.
 
-`tests/ops/test_triton_interpreted.py` runs these tests in processes of their own; by hand it is
+`tests/test_interpreted.py` runs these tests in processes of their own; by hand it is
 `TRITON_INTERPRET=1 python -m pytest tests/interpreted`. Kernels take CPU tensors here.
 """
 
@@ -33,10 +33,12 @@ def checked(poisoned, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tiles, spans and rounds so small that a few hundred samples have many of each, and all sizes differ."""
+    """Tiles, spans, rounds, slabs and chunks so small that a few hundred samples have several of each."""
     monkeypatch.setattr(sizes, "SHORTEST", 48)
     monkeypatch.setattr(sizes, "ALIGNED", 16)
     monkeypatch.setattr(accumulate, "SPANS", 3)
+    monkeypatch.setattr(accumulate, "WORKSPACE", 10_000)
+    monkeypatch.setattr(plans, "ACTIVATIONS", 16_000)
     for module in (cross_moments, plans):
         monkeypatch.setattr(module, "tiles_of", lambda *_: TILES)
     for name in ("TILES", "WITH_GATES"):

@@ -58,6 +58,7 @@ def merge_kernel(
     nodes = students * n + tl.zeros([1], tl.int64)  # so that P * n does not overflow
     o_cross = (i_p * s_scatter_student + i_k)[None, :] + i_j[:, None] * s_scatter_row
     m_cross = m_j[:, None] & m_k[None, :]
+    m_t, m_s = m_j & (i_c + first_tile == 0), m_k & (i_m == 0)  # one program for each teacher node, each student node
 
     b_cross = tl.zeros([ROWS, COLUMNS], tl.float64)
     b_co = tl.zeros([ROWS, COLUMNS], tl.int64)
@@ -72,8 +73,8 @@ def merge_kernel(
         b_sc = tl.load(p_s_before + o_k, mask=m_k, other=0.0)
         b_s1 = tl.load(p_s_before + nodes + o_k, mask=m_k, other=0.0)
         b_cross = tl.load(p_scatter + o_cross, mask=m_cross, other=0.0)
-        b_t2, b_s2 = tl.load(p_scatter_t + i_j, mask=m_j, other=0.0), tl.load(p_scatter_s + o_k, mask=m_k, other=0.0)
-        b_ta, b_sa = tl.load(p_active_t + i_j, mask=m_j, other=0), tl.load(p_active_s + o_k, mask=m_k, other=0)
+        b_t2, b_s2 = tl.load(p_scatter_t + i_j, mask=m_t, other=0.0), tl.load(p_scatter_s + o_k, mask=m_s, other=0.0)
+        b_ta, b_sa = tl.load(p_active_t + i_j, mask=m_t, other=0), tl.load(p_active_s + o_k, mask=m_s, other=0)
         if p_co is not None:
             b_co = tl.load(p_co + o_cross, mask=m_cross, other=0)
 
@@ -99,7 +100,6 @@ def merge_kernel(
         if p_co is not None:
             b_co += tl.load(p_coactive + o_span, mask=m_cross, other=0).to(tl.int64)
 
-    m_t, m_s = m_j & (i_c + first_tile == 0), m_k & (i_m == 0)  # one program for each teacher node, each student node
     if LAST:
         count = total + tl.zeros([1], tl.float64)
         b_cross -= b_t1[:, None] * b_s1[None, :] / count
