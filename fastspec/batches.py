@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from fastspec.ops.checks import check_finite, refuse
 from fastspec.progress import Progress
 
 Data: TypeAlias = "Tensor | Iterable[Any]"
+NONE = 2**62  # the number of no batch
 TAKES = "a tensor [samples, ...], a DataLoader, or an iterable of batches whose first entry is the input"
 
 
@@ -32,29 +33,63 @@ def read(
 ) -> Iterator[Batch]:
     """The batches of `data` in their order, each of at least one and at most `samples` samples.
 
-    device: of the networks; inputs on the CPU are moved there. On a GPU nothing waits to see whether inputs are finite:
-        what is made of them shows it.
+    device: of the networks; inputs on the CPU are moved there, to a GPU without a wait.
     check: called with the place and the inputs of every batch, for what only the networks know.
-    Raises ValueError or TypeError for data of another kind, NaN and infinity, and data without a single sample.
+    Raises ValueError or TypeError for data of another kind, NaN and infinity (of inputs on a GPU at the end), and data
+    without a single sample.
     """
-    seen = 0
+    seen, finite = 0, _Finite()
+    stays = isinstance(data, (Tensor, DataLoader))  # others may write the next batch over the last
     with Progress("measuring", *_length(data), progress) as bar:
         for number, entry in enumerate(_entries(data, samples)):
             place = f"data, batch {number}"
             x = _input(place, entry)
-            if device is not None and x.device.type == "cpu":
-                x = x.to(device, non_blocking=x.is_pinned())
-            if len(x):
-                check(place, x)
-                if x.is_floating_point() and not waits(x.device):
-                    check_finite(place, x)
-            for part in x.split(samples):
-                if len(part):
-                    yield Batch(part, place)
+            for part in x.split(samples) if len(x) else ():
+                part = _moved(part, device, stays)
+                check(place, part)
+                finite.check(number, place, part)
+                yield Batch(part, place)
             seen += len(x)
             bar.advance(len(x) if bar.unit == "samples" else 1)
     if not seen:
         refuse("data", "0 samples", "at least one sample")
+    finite.finish()
+
+
+class _Finite:
+    """Refuses inputs that are NaN or infinite; on a GPU at the end, as nothing is to wait for it."""
+
+    def __init__(self) -> None:
+        self.first: Tensor | None = None  # [] int64 on the GPU: the number of the first such batch
+
+    def check(self, number: int, place: str, x: Tensor) -> None:
+        if not x.is_floating_point() or not x.numel():
+            return
+        if not waits(x.device):
+            check_finite(place, x)
+            return
+        if self.first is None:
+            self.first = torch.full((), NONE, device=x.device)
+        low, high = x.aminmax()  # NaN if there is one
+        spoilt = (0 * low + 0 * high).isnan()
+        self.first.masked_fill_(spoilt & (self.first == NONE), number)
+
+    def finish(self) -> None:
+        if self.first is not None and self.first != NONE:
+            refuse(f"data, batch {int(self.first)}", "NaN or infinite values", "finite values")
+
+
+def _moved(x: Tensor, device: torch.device | None, stays: bool) -> Tensor:
+    """Inputs that are on the CPU on `device`; to a GPU from pinned memory, which nobody else may write to."""
+    if device is None or x.device.type != "cpu" or device.type == "cpu":
+        return x
+    if waits(device) and not (stays and x.is_pinned()):
+        x = _pinned_copy(x)
+    return x.to(device, non_blocking=True)
+
+
+def _pinned_copy(x: Tensor) -> Tensor:
+    return torch.empty_like(x, pin_memory=True).copy_(x)
 
 
 def waits(device: torch.device) -> bool:

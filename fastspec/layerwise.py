@@ -14,14 +14,18 @@ from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
 from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
+from fastspec.running import Running
 from fastspec.workers import Spread
 
+BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time, at most, where the caller leaves it open
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-GPU_BYTES = 32 * 2**20  # the same on a GPU: they stay in the second-level cache, 40 MB and more on the large ones
-GPU_SAMPLES = 8192  # at a time for a slab of a population on a GPU: enough for all of it to have work
 SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
+
+GPU_BYTES = 256 * 2**20  # at most, for activations and outputs
+GPU_SAMPLES = 8192  # with fewer, merges of wide layers take as long as their products
+GPU_OPERATIONS = 2 * 10**10  # of a layer: some .4 ms of a large GPU, as long as the host needs to ask for them
 
 
 def measure_layers(
@@ -30,7 +34,7 @@ def measure_layers(
     data: Data,
     *,
     spread: Spread,
-    batch_size: int,
+    batch_size: int | None,
     progress: bool | None,
     negative_slope: float,
     **options: Any,
@@ -39,7 +43,8 @@ def measure_layers(
 
     teacher: plain linear layers, lowest first; all but the last are followed by a ReLU. stacks: the same of the
     students, whose weights [P, out, in] and biases [P, out] may have a population axis. At most `batch_size` samples go
-    through at a time, fewer for wide networks. Populations are cut into slabs of students, the tasks of `spread`.
+    through at a time, fewer for wide networks; None is as many as suit the device. Populations are cut into slabs of
+    students, the tasks of `spread`.
     On a GPU the host waits for nothing before the end, where NaN and infinity are refused.
     """
     _check_layers("teacher", teacher)
@@ -56,7 +61,8 @@ def measure_layers(
         if x.shape[1] != weight.shape[1]:
             refuse(place, shape(x), f"[samples, {weight.shape[1]}], the inputs of the networks")
 
-    for batch in gather(read(data, batch_size, check, progress, weight.device), batch_size):
+    samples = batch_size or _batch_size(weight)
+    for batch in gather(read(data, samples, check, progress, weight.device), samples):
         spread(partial(_Pass.add, batch=batch), slabs)
     return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
 
@@ -67,15 +73,13 @@ class _Pass:
     def __init__(
         self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
     ):
-        self.teacher, self.student = teacher, student
-        self.late = waits(teacher[0][0].device)  # checks come at the end
-        self.options = {"negative_slope": negative_slope, "check": not self.late, **options}
-        self.samples = 0
-        self.moments: dict[str, CrossMoments] = {}
-        self.loss = torch.zeros((), dtype=torch.float64, device=teacher[0][0].device)  # [*P], summed over the samples
+        self.teacher, self.student, self.samples = teacher, student, _samples(teacher, student)
+        check = not waits(teacher[0][0].device)
+        self.options = {"negative_slope": negative_slope, "check": check, **options}
+        self.running = Running()
 
     def add(self, batch: Batch) -> None:
-        for x in batch.x.split(_samples(self.student)):
+        for x in batch.x.split(self.samples):
             self._add(x, batch.place)
 
     def _add(self, x: Tensor, place: str) -> None:
@@ -86,45 +90,13 @@ class _Pass:
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
-            self.moments[name] = self.moments[name] + moments if name in self.moments else moments
+            self.running.add(name, moments)
         outputs = [_linear(x, *layer) for x, layer in zip(pair, (self.teacher[-1], self.student[-1]), strict=True)]
-        self.loss = self.loss + (
-            sum_of_squares(outputs[0], outputs[1], torch.float64) if self.late else summed_loss(place, *outputs)
-        )
-        self.samples += len(x)
+        self.running.add_loss(place, *outputs)
+        self.running.samples += len(x)
 
     def finish(self) -> Measurement:
-        if self.late:
-            for name, moments in self.moments.items():
-                try:
-                    moments.check_finite()
-                except ValueError as error:
-                    raise ValueError(f"data, {name}: {error}") from None
-            check_finite("data, loss", self.loss)
-        return Measurement(self.moments, self.loss / self.samples, self.samples)
-
-
-def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
-    """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64.
-
-    Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
-    """
-    loss = sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32))
-    if not loss.isfinite().all():
-        loss = sum_of_squares(teacher, student, torch.float64)  # squares beyond float32
-    if not loss.isfinite().all():
-        for side, output in (("teacher", teacher), ("student", student)):
-            check_finite(f"{place}, outputs of the {side}", output)
-        refuse(f"{place}, loss", "a sum beyond float64", "outputs of smaller scale")
-    return loss
-
-
-def sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum of `summed_loss`, finite or not, with residuals in `dtype`."""
-    samples = student.dim() - teacher.dim()  # the axis
-    residual = student.to(dtype) - teacher.to(dtype)
-    rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
-    return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
+        return self.running.finish()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,8 +106,16 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return (torch.addmm if weight.dim() == 2 else torch.baddbmm)(bias.unsqueeze(-2), x, weight.mT)
 
 
+def _batch_size(weight: Tensor) -> int:
+    """Samples that are read at a time, for a lowest layer `weight`."""
+    if not waits(weight.device):
+        return BATCH
+    return min(GPU_BATCH, max(BATCH, GPU_BYTES // (weight.shape[1] * weight.element_size())))
+
+
 def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
-    """The students of a stack in slabs of about one size, whose activations stay in a core's cache, or a GPU's."""
+    """The students of a stack in slabs of about one size: those whose activations stay in a core's cache, or as many as
+    a GPU is to hold."""
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
@@ -148,12 +128,25 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
     ]
 
 
-def _samples(stack: Sequence[Layer]) -> int:
-    """How many samples go through a stack at a time."""
+def _samples(teacher: Sequence[Layer], stack: Sequence[Layer]) -> int:
+    """How many samples go through a stack at a time.
+
+    On a GPU as few as keep it at work, so that most of a layer is still in the second-level cache (50 MB on an H200)
+    when the next one reads it; what does not fit there costs less than a device that waits for the host.
+    """
     weight = stack[0][0]
     if weight.dim() == 3:
         return GPU_SAMPLES if waits(weight.device) else SLAB_SAMPLES
-    return max(FEWEST_SAMPLES, (GPU_BYTES if waits(weight.device) else ACTIVATION_BYTES) // _bytes(stack))
+    if not waits(weight.device):
+        return max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack))
+    busy = GPU_OPERATIONS * (len(stack) - 1) // _operations(teacher, stack)
+    return max(FEWEST_SAMPLES, min(max(GPU_SAMPLES, busy), GPU_BYTES // _bytes(stack)))
+
+
+def _operations(teacher: Sequence[Layer], student: Sequence[Layer]) -> int:
+    """Of one sample: both networks' layers, and the cross products of the hidden ones."""
+    layers = sum(weight.numel() for weight, _ in (*teacher, *student))
+    return 2 * (layers + sum(len(t) * len(s) for (t, _), (s, _) in zip(teacher[:-1], student[:-1], strict=True)))
 
 
 def _bytes(stack: Sequence[Layer]) -> int:

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from fastspec.adapters import Layers, check_placement, evaluation_mode, pair_by_name, tap_pair
 from fastspec.batches import Data, read, waits
-from fastspec.layerwise import measure_layers, summed_loss
+from fastspec.layerwise import measure_layers
 from fastspec.measurement import Measurement
-from fastspec.moments import CrossMoments, Layer, cross_moments
+from fastspec.moments import Layer, cross_moments
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_integer, refuse
 from fastspec.population_measurement import MeasuredGroup, PopulationMeasurement
 from fastspec.populations import Population
+from fastspec.running import Running
 from fastspec.workers import one_by_one, workers
 
-MLP_BATCH, MODULE_BATCH = 8192, 256  # samples at a time, where the caller leaves it open
+MODULE_BATCH = 256  # samples at a time, where the caller leaves it open
 
 
 @overload
@@ -81,8 +82,8 @@ def measure(
     coactivation, grams, precision: as in `fastspec.moments.cross_moments`; the outputs, of which the loss is, have the
         precision of the dtype.
     batch_size: at most so many samples at a time, which bounds memory whatever the number of samples: by default 8192
-        for two `MLP`s, fewer if they are wide, and 256 for other modules. Smaller batches of the data are put together
-        for `MLP`s and passed on as they are to other modules.
+        for two `MLP`s (up to 131,072 on a GPU), fewer if they are wide, and 256 for other modules. Smaller batches of
+        the data are put together for `MLP`s and passed on as they are to other modules.
     progress: a progress bar on stderr; None shows it after two seconds if stderr is a terminal.
 
     The networks are evaluated in evaluation mode, without gradients, and every submodule is left in the mode it was
@@ -90,7 +91,8 @@ def measure(
     each activation computed once; students of a population in stacks of equal width.
     Returns a `Measurement`, or a `PopulationMeasurement` for a population.
     Raises ValueError or TypeError, naming the argument and the batch, for networks that do not fit each other or the
-    data, unknown layers, weights, data or activations that are NaN or infinite, and data without samples.
+    data, unknown layers, weights, data or activations that are NaN or infinite, and data without samples. On a GPU NaN
+    and infinity are refused at the end, activations by their layer alone: nothing before waits for the device.
     """
     for name, network, kinds in (("teacher", teacher, (nn.Module,)), ("student", student, (nn.Module, Population))):
         if not isinstance(network, kinds):
@@ -98,7 +100,7 @@ def measure(
     if batch_size is not None:
         check_integer("batch_size", batch_size)
     wanted = {"coactivation": coactivation, "grams": grams, "precision": precision}
-    options: dict[str, Any] = {"batch_size": batch_size or MLP_BATCH, "progress": progress, **wanted}
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, **wanted}
     if isinstance(student, Population):
         if layers is not None or not isinstance(teacher, MLP):
             got = (
@@ -142,9 +144,7 @@ def _tapped(
     options: dict[str, Any],
 ) -> Measurement:
     """The measurement of any two modules, by their taps."""
-    moments: dict[str, CrossMoments] = {}
-    loss: Tensor | None = torch.zeros((), dtype=torch.float64)
-    samples = 0
+    running = Running()
 
     def check(place: str, x: Tensor) -> None:
         check_placement(place, x, teacher=teacher, student=student)
@@ -155,17 +155,15 @@ def _tapped(
             t, s = teacher_tap(x), student_tap(x)
             for name, t_activations, s_activations in pair_by_name(t, s):
                 try:
-                    new = cross_moments(t_activations, s_activations, **options)
+                    checked = not waits(t_activations.device)
+                    moments = cross_moments(t_activations, s_activations, check=checked, **options)
                 except (ValueError, TypeError) as error:
                     raise type(error)(f"{place}, layer {name}: {error}") from None
-                moments[name] = moments[name] + new if name in moments else new
-            loss = _more_loss(loss, place, t.output, s.output)
-            samples += len(x)
-    return Measurement(moments, None if loss is None else loss / samples, samples)
-
-
-def _more_loss(loss: Tensor | None, place: str, teacher: object, student: object) -> Tensor | None:
-    """Add the loss of a batch of outputs; None once they cannot be compared."""
-    if loss is None or not isinstance(teacher, Tensor) or not isinstance(student, Tensor):
-        return None
-    return loss + summed_loss(place, teacher, student) if teacher.shape == student.shape else None
+                running.add(name, moments)
+            out, answer = s.output, t.output
+            if isinstance(out, Tensor) and isinstance(answer, Tensor) and out.shape == answer.shape:
+                running.add_loss(place, answer, out)
+            else:
+                running.loss = None  # for good
+            running.samples += len(x)
+    return running.finish()

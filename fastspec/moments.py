@@ -178,6 +178,7 @@ def cross_moments(
     coactivation: bool = False,
     grams: bool = False,
     precision: str | None = None,
+    check: bool = True,
 ) -> CrossMoments:
     """Moments of given activations.
 
@@ -190,13 +191,15 @@ def cross_moments(
     precision: of the matrix products: "fp64" for float64 tensors, for others "fp32", "tf32x3" (three products of tf32,
         nearly fp32), "tf32" or "bf16", which round both operands; None is "fp64" or "fp32". Means, scatters of single
         nodes and counts are not rounded. A CPU, which has no units for the lower ones, computes them in fp32.
+    check: refuse activations that are NaN or infinite, for which the host waits for a GPU. Without it,
+        `CrossMoments.check_finite` refuses them once many batches are merged, as NaN stays NaN.
     To compare a network with itself pass it twice.
     Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes, devices and precisions, for no
     samples at all, and for activations that are NaN or infinite.
     """
     t, s = teacher_activations, student_activations
     raw = cross_moments_op(t, s, coactivation, precision)
-    moments = _moments(raw, len(t) * math.prod(t.shape[2:]))
+    moments = _moments(raw, len(t) * math.prod(t.shape[2:]), check)
     if not grams:
         return moments
     students = [(s,)] if s.dim() == t.dim() else [(k,) for k in s]
@@ -213,20 +216,21 @@ def layer_moments(
     coactivation: bool = False,
     grams: bool = False,
     precision: str | None = None,
+    check: bool = True,
 ) -> CrossMoments:
     """Moments of `relu(x @ weight.T + bias)` of teacher and student, in one pass that never stores the activations.
 
     x: [samples, inputs] for both, or a pair (teacher's [samples, d_t], student's [*P, samples, d_s] or [samples, d_s]).
     teacher: (weight [m, d_t], bias [m] or None); student: (weight [*P, n, d_s], bias [*P, n] or None); weights are
     [out, in] as torch has them. All of one dtype (float64, float32, float16 or bfloat16) and device; any strides.
-    negative_slope: of a leaky ReLU, in [0, 1]. coactivation, grams, precision: as in `cross_moments`; grams
-    take another pass.
+    negative_slope: of a leaky ReLU, in [0, 1]. coactivation, grams, precision, check: as in `cross_moments`;
+    grams take another pass.
     Raises ValueError or TypeError, naming the argument, for wrong shapes, dtypes, devices and precisions, for no
     samples at all, and for activations that are NaN or infinite.
     """
     t, s = _sides(x, teacher, student)
     raw, _ = layer_moments_op(*t, *s, negative_slope, coactivation, precision=precision)
-    moments = _moments(raw, len(t[0]))
+    moments = _moments(raw, len(t[0]), check)
     if not grams:
         return moments
 
@@ -248,11 +252,7 @@ def layer_moments_with_activations(
     precision: str | None = None,
     check: bool = True,
 ) -> tuple[CrossMoments, tuple[Tensor, Tensor]]:
-    """`layer_moments`, and the activations ([samples, m], [*P, samples, n]): the inputs of the next layer.
-
-    check: refuse activations that are NaN or infinite. On a GPU this waits for the result; without it
-    `CrossMoments.check_finite` does the same once many batches are merged, as NaN stays NaN.
-    """
+    """`layer_moments`, and the activations ([samples, m], [*P, samples, n]): the inputs of the next layer."""
     t, s = _sides(x, teacher, student)
     raw, activations = layer_moments_op(*t, *s, negative_slope, coactivation, True, precision)
     assert activations is not None
@@ -263,7 +263,7 @@ def layer_moments_with_activations(
     return moments, activations
 
 
-def _moments(raw: Moments, count: int, check: bool = True) -> CrossMoments:
+def _moments(raw: Moments, count: int, check: bool) -> CrossMoments:
     """Wrap an op's result, refusing no samples and, if asked, activations that are not finite."""
     if count == 0:
         refuse("teacher", "0 samples", "at least one sample")

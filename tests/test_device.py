@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from itertools import pairwise
+
 import pytest
 import torch
+from clear_errors import one_line_error
+from torch import nn
+from torch.utils.data import DataLoader
 
 import fastspec as fs
 from fastspec import batches, layerwise
 from fastspec.batches import read
 from fastspec.experiments import snapshots
+from fastspec.experiments.cli import main
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.provenance import provenance
+
+GPU = torch.device("meta")  # in the place of one
 
 
 @pytest.fixture
 def late(monkeypatch):
     """The host waits for no value before the end of a pass, as on a GPU."""
-    for module in (batches, layerwise):
-        monkeypatch.setattr(module, "waits", lambda device: True)
+    for name in ("batches", "layerwise", "running", "measure"):
+        monkeypatch.setattr(sys.modules[f"fastspec.{name}"], "waits", lambda device: True)
 
 
 @pytest.fixture
@@ -26,21 +36,74 @@ def networks():
     return teacher, fs.networks.student_like(teacher, multi=2, seed=1), fs.data.gaussian(700, 6, std=2.0, seed=2)
 
 
-def test_late_checks_change_no_result(networks, request):
-    now = fs.measure(*networks, batch_size=100)
+def module(width, **more):
+    """Any module, with layers of its own after the ReLU."""
+    layers = {"low": nn.Linear(6, width), "relu": nn.ReLU(), **more, "top": nn.Linear(width, 3)}
+    network = nn.Sequential()
+    for name, layer in layers.items():
+        network.add_module(name, layer)
+    return network
+
+
+class NaNInCall(nn.Module):
+    """The input, but NaN in one call."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.left = call
+
+    def forward(self, x):
+        self.left -= 1
+        return x if self.left else x * torch.nan
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["MLPs", "modules"])
+def test_late_checks_change_no_result(networks, own, request):
+    pair = networks[:2] if own else (module(5), module(9))
+    now = fs.measure(*pair, networks[2], batch_size=100)
     request.getfixturevalue("late")
-    later = fs.measure(*networks, batch_size=100)
+    later = fs.measure(*pair, networks[2], batch_size=100)
     assert torch.allclose(later.loss, now.loss, rtol=1e-6, atol=0)
     for name, moments in now.layers.items():
         assert torch.equal(moments.cross_scatter, later.layers[name].cross_scatter), name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_in_one_batch_is_reported_at_the_end(networks, late, value):
-    teacher, student, x = networks
-    x[350, 2] = value
-    with pytest.raises(ValueError, match="data, hidden1: teacher: got NaN, infinite or too large activations in"):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("own", [True, False], ids=["MLPs", "modules"])
+def test_the_first_bad_batch_is_named_at_the_end(networks, late, value, own):
+    x, passed = networks[2], []
+    x[350, 2] = x[650, 2] = value
+
+    def loader():
+        for batch in x.split(100):
+            yield batch
+            passed.append(batch)
+
+    pair = networks[:2] if own else (module(5), module(9))
+    with pytest.raises(ValueError, match=r"^data, batch 3: got NaN or infinite values; takes finite values$"):
+        fs.measure(*pair, loader(), batch_size=100)
+    assert len(passed) == 7
+
+
+def test_activations_are_refused_by_their_layer_at_the_end(late):
+    one = torch.ones(1, 1)
+    teacher = fs.MLP.from_weights([(one, None), (one, None), (one, None)])
+    student = fs.MLP.from_weights([(one, None), (one * 1e14, None), (one, None)])
+    x = torch.rand(700, 1)
+    assert fs.measure(teacher, student, x, batch_size=100).layers["hidden2"].student_mean.isfinite()
+    x[250] = 1e30  # hidden1 and the student's hidden2 go beyond what float32 can square; later batches do not
+    with pytest.raises(ValueError, match=r"^data, hidden1: teacher: got NaN, infinite or too large .* in 1 of 1 nodes"):
         fs.measure(teacher, student, x, batch_size=100)
+    x[250] = 1e6  # only the student's hidden2
+    with pytest.raises(ValueError, match=r"^data, hidden2: student: got NaN, infinite or too large .* in 1 of 1 nodes"):
+        fs.measure(teacher, student, x, batch_size=100)
+
+
+def test_activations_of_modules_are_refused_by_their_layer_at_the_end(late):
+    student = module(9, spoilt=NaNInCall(3))
+    with pytest.raises(ValueError, match=r"^data, relu -> spoilt: student: got NaN, .* in 9 of 9 nodes"):
+        fs.measure(module(5), student, torch.rand(700, 6), layers={"relu": "spoilt"}, batch_size=100)
+    assert student.spoilt.left == 3 - 7
 
 
 def test_a_loss_that_is_not_finite_is_reported(late):
@@ -61,10 +124,49 @@ def test_a_population_is_the_same_in_large_slabs(request):
     torch.testing.assert_close(later.loss, now.loss, rtol=1e-6, atol=0)
 
 
-def test_inputs_on_the_cpu_are_moved_to_the_networks(late):
-    places = [torch.zeros(5, 2), (torch.zeros(3, 2), torch.zeros(3)), torch.zeros(4, 2, device="meta")]
-    found = list(read(iter(places), 4, lambda place, x: None, False, torch.device("meta")))
-    assert [batch.x.device.type for batch in found] == ["meta"] * 4
+@pytest.mark.parametrize("widths", [(20, 50, 10), (20, 50, 75, 100, 125, 10), (4096, 4096, 10)], ids=str)
+def test_a_gpu_has_enough_to_do_at_a_time_and_holds_little(widths, late):
+    teacher, student = ([(torch.empty(n, d, device=GPU), None) for d, n in pairwise(w)] for w in (widths, wide(widths)))
+    samples = layerwise._samples(teacher, student)
+    held = 4 * samples * sum(len(weight) for weight, _ in student)
+    assert held <= 256 * 2**20
+    products = sum(t.numel() + s.numel() + len(t) * len(s) for (t, _), (s, _) in zip(teacher, student, strict=True))
+    assert held > 250 * 2**20 or 2 * samples * products >= 2e10 * (len(widths) - 2)
+
+
+@pytest.mark.parametrize("inputs, samples", [(20, 131_072), (784, 85_598), (100_000, 8192)])
+def test_a_gpu_is_sent_many_samples_at_a_time_but_few_bytes(inputs, samples, late):
+    assert layerwise._batch_size(torch.empty(50, inputs, device=GPU)) == samples
+
+
+def wide(widths):
+    first, *hidden, last = widths
+    return first, *(8 * n for n in hidden), last
+
+
+def test_slabs_of_a_population_are_large_on_a_gpu(late):
+    stack = [(torch.empty(256, 200, 100, device=GPU), None), (torch.empty(256, 50, 200, device=GPU), None)]
+    students = [len(slab[0][0]) for slab in layerwise._slabs(stack)]
+    assert sum(students) == 256 and max(students) * 8192 * 250 * 4 <= 256 * 2**20 and len(students) <= 9
+
+
+def test_inputs_on_the_cpu_are_moved_to_the_networks():
+    places = [torch.ones(5, 2).int(), (torch.ones(3, 2).int(), torch.zeros(3)), torch.ones(4, 2).int().to(GPU)]
+    checked = []
+    found = list(read(iter(places), 4, lambda place, x: checked.append(x.device), False, GPU))
+    assert [len(batch.x) for batch in found] == [4, 1, 3, 4]
+    assert {batch.x.device for batch in found} == set(checked) == {GPU}
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("kind, copied", [(iter, True), (DataLoader, False), (torch.stack, False)], ids=str)
+def test_the_host_need_not_wait_for_inputs_to_be_moved(kind, copied, pinned, late, monkeypatch):
+    """They are pinned; what an iterable may write over is copied even if it is pinned already."""
+    copies = []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: pinned)
+    monkeypatch.setattr(batches, "_pinned_copy", lambda x: copies.append(x) or x)
+    list(read(kind([torch.ones(3, 2).int()] * 4), 8, lambda place, x: None, False, GPU))
+    assert bool(copies) == (copied or not pinned)
 
 
 def test_inputs_on_another_gpu_are_refused_not_moved():
@@ -80,14 +182,15 @@ def test_snapshots_are_measured_on_the_default_device(monkeypatch):
     here = snapshots.snapshot(teacher, students, x, x, (0.5,))
     seen = []
 
-    def measured(teacher, students, x, **options):
-        seen.append((next(teacher.parameters()).device, students.w1.device))
+    def measured(there, students_there, x, **options):
+        seen.append((next(there.parameters()).device, students_there.w1.device, x.device))
         return fs.measure(teacher, students, x, **options)
 
-    monkeypatch.setattr(snapshots, "default_device", lambda: "cpu:0")  # a device that is not called "cpu"
+    monkeypatch.setattr(snapshots, "default_device", lambda: "meta")
     monkeypatch.setattr(snapshots, "measure", measured)
     there = snapshots.snapshot(teacher, students, x, x, (0.5,))
-    assert len(seen) == 2
+    assert seen == [(GPU, GPU, torch.device("cpu"))] * 2
+    assert next(teacher.parameters()).device == students.w1.device == torch.device("cpu")
     assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in ("loss", "best_student"))
     assert {tensor.device for tensor in there.values()} == {torch.device("cpu")}
 
@@ -108,3 +211,19 @@ def test_doctor_explains_the_plans(capsys):
 def test_doctor_needs_a_known_gpu(device, got):
     with pytest.raises(ValueError, match=f"device: got {got}; takes B200 or H200 or H100 or A100"):
         show_plans(100, 10, 2, 3, device=device)
+
+
+def test_doctor_shows_plans_from_the_command_line(capsys):
+    plan = ["doctor", "--plan", "1000000", "100", "20", "200", "--population", "3"]
+    assert main([*plan, "--device", "H200"]) == 0
+    assert "for one student" in capsys.readouterr().out
+    assert "device: got 'TPU'; takes" in one_line_error(capsys, *plan, "--device", "TPU")
+    assert "precision: got 'fp8'; takes" in one_line_error(capsys, *plan, "--device", "H200", "--precision", "fp8")
+    assert "samples: got 0; takes" in one_line_error(capsys, "doctor", "--plan", "0", *plan[3:], "--device", "A100")
+
+
+def test_doctor_says_where_experiments_compute(capsys):
+    with fs.backend("reference"):
+        assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"experiments use +{fs.default_device()}\n", text) and re.search(r"backend +reference\n", text)

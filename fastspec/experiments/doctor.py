@@ -43,4 +43,6 @@ def show_plans(
         table.add_row(name, f"{plan.seconds * 1e3:.3g} ms", plan.why)
     console = Console()
     console.print(table)
+    if population > 1:
+        console.print("The plan is chosen for one student, so that results do not depend on the population.")
     console.print("Times are of a cost model whose shares of the device's rates are estimates.", style="dim")

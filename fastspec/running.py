@@ -1,0 +1,69 @@
+"""A measurement under way: the moments of every layer and the loss, batch by batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastspec.batches import waits
+from fastspec.measurement import Measurement
+from fastspec.moments import CrossMoments
+from fastspec.ops.checks import check_finite, refuse
+
+
+class Running:
+    """What has been measured so far.
+
+    On a GPU NaN and infinity, which sums keep, are refused by `finish`, so that the host waits for nothing before.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[str, CrossMoments] = {}
+        self.loss: Tensor | None = torch.zeros((), dtype=torch.float64)  # [*P], summed over the samples
+        self.samples = 0
+
+    def add(self, layer: str, moments: CrossMoments) -> None:
+        """The moments of a layer, of a batch."""
+        self.layers[layer] = self.layers[layer] + moments if layer in self.layers else moments
+
+    def add_loss(self, place: str, teacher: Tensor, student: Tensor) -> None:
+        """The loss of a batch of outputs [samples, ...] and [*P, samples, ...], unless `loss` is None."""
+        if self.loss is not None:
+            self.loss = self.loss + summed_loss(place, teacher, student)
+
+    def finish(self) -> Measurement:
+        """The measurement; ValueError, naming the layer, for what was not finite."""
+        for layer, moments in self.layers.items():
+            if waits(moments.count.device):
+                try:
+                    moments.check_finite()
+                except ValueError as error:
+                    raise ValueError(f"data, {layer}: {error}") from None
+        if self.loss is not None:
+            check_finite("data, loss", self.loss)
+        return Measurement(self.layers, None if self.loss is None else self.loss / self.samples, self.samples)
+
+
+def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
+    """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64.
+
+    Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
+    On a GPU, where nothing looks whether float32 is wide enough, they are float64; NaN and infinity are not refused.
+    """
+    if waits(student.device):
+        return _sum_of_squares(teacher, student, torch.float64)
+    loss = _sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32))
+    if not loss.isfinite().all():
+        loss = _sum_of_squares(teacher, student, torch.float64)  # squares beyond float32
+    if not loss.isfinite().all():
+        for side, output in (("teacher", teacher), ("student", student)):
+            check_finite(f"{place}, outputs of the {side}", output)
+        refuse(f"{place}, loss", "a sum beyond float64", "outputs of smaller scale")
+    return loss
+
+
+def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
+    samples = student.dim() - teacher.dim()  # the axis
+    residual = student.to(dtype) - teacher.to(dtype)
+    rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
+    return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
