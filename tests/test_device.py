@@ -159,7 +159,11 @@ def test_inputs_on_the_cpu_are_moved_to_the_networks():
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-@pytest.mark.parametrize("kind, copied", [(iter, True), (DataLoader, False), (torch.stack, False)], ids=str)
+@pytest.mark.parametrize(
+    "kind, copied",
+    [(iter, True), (DataLoader, False), (torch.stack, False)],
+    ids=["iterable", "DataLoader", "tensor"],
+)
 def test_the_host_need_not_wait_for_inputs_to_be_moved(kind, copied, pinned, late, monkeypatch):
     """They are pinned; what an iterable may write over is copied even if it is pinned already."""
     copies = []
