@@ -125,9 +125,9 @@ def _population(teacher: MLP, students: Population, data: Data, options: dict[st
     return PopulationMeasurement([MeasuredGroup(group.indices, measurement) for group, measurement in pairs])
 
 
-def _device(network: nn.Module) -> torch.device | None:
-    """Where a network's weights are, if it has any."""
-    return next((weight.device for weight in network.parameters()), None)
+def _device(*networks: nn.Module) -> torch.device | None:
+    """Where the networks' weights are, if they have any."""
+    return next((weight.device for network in networks for weight in network.parameters()), None)
 
 
 def _one_slope(teacher: MLP, student: MLP) -> bool:
@@ -151,7 +151,7 @@ def _tapped(
 
     teacher_tap, student_tap = tap_pair(teacher, student, layers)
     with evaluation_mode(teacher, student), teacher_tap, student_tap:
-        for x, place in read(data, batch_size, check, progress, _device(teacher)):
+        for x, place in read(data, batch_size, check, progress, _device(teacher, student)):
             t, s = teacher_tap(x), student_tap(x)
             for name, t_activations, s_activations in pair_by_name(t, s):
                 try:

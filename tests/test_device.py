@@ -173,6 +173,16 @@ def test_the_host_need_not_wait_for_inputs_to_be_moved(kind, copied, pinned, lat
     assert bool(copies) == (copied or not pinned)
 
 
+def test_inputs_are_moved_to_the_network_that_has_weights(monkeypatch):
+    moved_to = []
+    read_nothing = lambda data, samples, check, progress, device: moved_to.append(device) or iter(())  # noqa: E731
+    monkeypatch.setattr(sys.modules["fastspec.measure"], "read", read_nothing)
+    bare, there = nn.Sequential(nn.ReLU()), module(5).to(GPU)
+    for pair in ((bare, there), (there, bare), (bare, bare)):
+        fs.measure(*pair, torch.rand(5, 6))
+    assert moved_to == [GPU, GPU, None]
+
+
 def test_inputs_on_another_gpu_are_refused_not_moved():
     teacher = fs.teachers.separated([6, 5, 3], seed=0)
     with pytest.raises(ValueError, match="device meta"):
