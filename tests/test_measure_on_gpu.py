@@ -1,24 +1,19 @@
-"""What changes on a GPU, seen without one: late checks, inputs that are moved, and where experiments measure."""
+"""How `measure` differs on a GPU, seen without one: late checks, chunks, and inputs that are moved."""
 
 from __future__ import annotations
 
-import re
 import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from clear_errors import one_line_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import fastspec as fs
 from fastspec import batches, layerwise
 from fastspec.batches import read
-from fastspec.experiments import snapshots
-from fastspec.experiments.cli import main
-from fastspec.experiments.doctor import show_plans
-from fastspec.experiments.provenance import provenance
 
 GPU = torch.device("meta")  # in the place of one
 
@@ -68,6 +63,32 @@ def test_late_checks_change_no_result(networks, own, request):
         assert torch.equal(moments.cross_scatter, later.layers[name].cross_scatter), name
 
 
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: reading a value, and shapes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += str(op).startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"))
+        return op(*args, **(kwargs or {}))
+
+
+def two_layers():
+    teacher = fs.teachers.two_layer(d=6, m=3, c=2, seed=0)
+    return teacher, fs.Population.two_layer(teacher, multi=[1, 3], seeds=range(2))
+
+
+@pytest.mark.parametrize("kind", ["MLPs", "population", "modules"])
+def test_the_host_waits_no_more_often_for_more_batches(kind, networks, late):
+    pair = {"MLPs": networks[:2], "population": two_layers(), "modules": (module(5), module(9))}[kind]
+    counts = []
+    for number in (2, 6):
+        with Waits() as waits:
+            fs.measure(*pair, networks[2][: 50 * number], batch_size=50, coactivation=True, grams=True)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("own", [True, False], ids=["MLPs", "modules"])
 def test_the_first_bad_batch_is_named_at_the_end(networks, late, value, own):
@@ -114,8 +135,7 @@ def test_a_loss_that_is_not_finite_is_reported(late):
 
 
 def test_a_population_is_the_same_in_large_slabs(request):
-    teacher = fs.teachers.two_layer(d=6, m=3, c=2, seed=0)
-    students = fs.Population.two_layer(teacher, multi=[1, 3], seeds=range(4))
+    teacher, students = two_layers()
     x = fs.data.gaussian(900, 6, seed=1)
     now = fs.measure(teacher, students, x)
     request.getfixturevalue("late")
@@ -187,57 +207,3 @@ def test_inputs_on_another_gpu_are_refused_not_moved():
     teacher = fs.teachers.separated([6, 5, 3], seed=0)
     with pytest.raises(ValueError, match="device meta"):
         fs.measure(teacher, teacher, torch.zeros(5, 6, device="meta"))
-
-
-def test_snapshots_are_measured_on_the_default_device(monkeypatch):
-    teacher = fs.teachers.two_layer(d=6, m=3, c=2, seed=0)
-    students = fs.Population.two_layer(teacher, multi=[1, 2], seeds=range(2))
-    x = fs.data.gaussian(200, 6, seed=1)
-    here = snapshots.snapshot(teacher, students, x, x, (0.5,))
-    seen = []
-
-    def measured(there, students_there, x, **options):
-        seen.append((next(there.parameters()).device, students_there.w1.device, x.device))
-        return fs.measure(teacher, students, x, **options)
-
-    monkeypatch.setattr(snapshots, "default_device", lambda: "meta")
-    monkeypatch.setattr(snapshots, "measure", measured)
-    there = snapshots.snapshot(teacher, students, x, x, (0.5,))
-    assert seen == [(GPU, GPU, torch.device("cpu"))] * 2
-    assert next(teacher.parameters()).device == students.w1.device == torch.device("cpu")
-    assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in ("loss", "best_student"))
-    assert {tensor.device for tensor in there.values()} == {torch.device("cpu")}
-
-
-def test_provenance_says_where_measuring_happens():
-    assert provenance()["measured on"] == fs.default_device()
-
-
-def test_doctor_explains_the_plans(capsys):
-    show_plans(2**20, 100, 20, 200, precision="tf32", population=3, device="H200")
-    text = " ".join(capsys.readouterr().out.split())
-    assert "1,048,576 samples, 100 inputs, 20 x 200 nodes, 3 students, tf32, on H200" in text
-    assert "recompute (taken)" in text and "stream" in text and " ms " in text
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to name")
-@pytest.mark.parametrize("device, got", [(None, "no GPU here"), ("H900", "'H900'")])
-def test_doctor_needs_a_known_gpu(device, got):
-    with pytest.raises(ValueError, match=f"device: got {got}; takes B200 or H200 or H100 or A100"):
-        show_plans(100, 10, 2, 3, device=device)
-
-
-def test_doctor_shows_plans_from_the_command_line(capsys):
-    plan = ["doctor", "--plan", "1000000", "100", "20", "200", "--population", "3"]
-    assert main([*plan, "--device", "H200"]) == 0
-    assert "for one student" in capsys.readouterr().out
-    assert "device: got 'TPU'; takes" in one_line_error(capsys, *plan, "--device", "TPU")
-    assert "precision: got 'fp8'; takes" in one_line_error(capsys, *plan, "--device", "H200", "--precision", "fp8")
-    assert "samples: got 0; takes" in one_line_error(capsys, "doctor", "--plan", "0", *plan[3:], "--device", "A100")
-
-
-def test_doctor_says_where_experiments_compute(capsys):
-    with fs.backend("reference"):
-        assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert re.search(rf"experiments use +{fs.default_device()}\n", text) and re.search(r"backend +reference\n", text)
