@@ -1,4 +1,4 @@
-"""`measure` on the GPU: within a pass the host waits for nothing, and what it finds is what the CPU finds."""
+"""`measure` and the experiments on the GPU: nothing waits within a pass, and what is found is what the CPU finds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastspec as fs
 from fastspec.experiments import digits
+from fastspec.experiments.provenance import provenance
 from fastspec.experiments.two_layer import TwoLayer
 
 pytestmark = pytest.mark.gpu
@@ -92,6 +93,13 @@ def test_counts_differ_by_gates_near_0_alone():
         torch.testing.assert_close(there.moments(k).correlation(), here.moments(k).correlation(), rtol=0, atol=1e-5)
 
 
+@on_hardware
+def test_the_gpu_is_taken_without_being_asked_for():
+    assert fs.default_device() == "cuda" and torch.cuda.get_device_name() in provenance()["measured on"]
+    with fs.backend("cpu"):
+        assert fs.default_device() == "cpu"
+
+
 def test_two_layer_runs_agree_with_the_cpu(tmp_path, monkeypatch):
     """Students are trained on the CPU in both, and so are the same."""
     run = TwoLayer(multi=(1, 2), seeds=2, inputs=30, outputs=20, samples=2000, evaluation_samples=2000, steps=500)
@@ -118,3 +126,11 @@ def test_digits_are_measured_as_on_the_cpu():
         torch.testing.assert_close(there[name], here[name], rtol=0, atol=1e-5, equal_nan=True)
     assert (there["accuracy"] - here["accuracy"]).abs() <= 2 / len(held_out.x)
     assert torch.equal(there["constant_teachers"], here["constant_teachers"])
+
+
+def test_digits_run_from_start_to_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSPEC_DEVICE", DEVICE)
+    run = digits.Digits(hidden=(20,), multi=(2,), teacher_steps=300, student_steps=300, measurements=3)
+    found = run.run(tmp_path / "run")
+    assert found.teacher_accuracy_held_out > 0.8 and bool(found.loss.notnull().all())
+    assert (found.loss.isel(step=-1) < found.loss.isel(step=0) / 2).all()
