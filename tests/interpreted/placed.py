@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -30,8 +32,9 @@ def placed(tensor: Tensor | None, kind: str) -> Tensor | None:
     return around.as_strided(sizes, strides, MARGIN + (kind == "misaligned")).copy_(tensor)
 
 
-def sparse(path, sizes: list[int], strides: list[int], values: Tensor) -> Tensor:
-    """Values in a file of as many elements as strides need, of which only those in use take memory."""
-    size = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    whole = torch.from_file(str(path), shared=True, size=size, dtype=values.dtype)
-    return whole.as_strided(sizes, strides).copy_(values)
+def distant(folder: Path, tensor: Tensor, axis: int, stride: int) -> Tensor:
+    """The same values with neighbours along an axis `stride` elements apart, in a file that has holes between them."""
+    strides = [stride if i == axis else step for i, step in enumerate(tensor.contiguous().stride())]
+    size = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, strides, strict=True))
+    elements = torch.from_file(str(folder / str(uuid4())), shared=True, size=size, dtype=tensor.dtype)
+    return elements.as_strided(tensor.shape, strides).copy_(tensor)

@@ -44,12 +44,13 @@ def linear_relu_kernel(
     i_row = first + tl.arange(0, ROWS)
     i_k = i_tile.to(tl.int64) * NODES + tl.arange(0, NODES)
     m_row, m_k = i_row < samples, i_k < n
+    s_x_row, s_w_node = tl.cast(s_x_row, INDEX) * GRAIN, tl.cast(s_w_node, INDEX) * GRAIN
     b_bias = tl.zeros([NODES], SUM)
     if p_b is not None:
         b_bias = tl.load(p_b + (i_p * s_b_student + i_k * s_b_node), mask=m_k, other=0.0).to(SUM)
     b_a = activations(
-        p_x + i_p * s_x_student, first, m_row, s_x_row * GRAIN, s_x_column, 1, 1, 1, 0, 0, 0,
-        p_w + i_p * s_w_student, i_k.to(INDEX) * (s_w_node * GRAIN), m_k, s_w_input, b_bias, d, slope,
+        p_x + i_p * s_x_student, first, m_row, s_x_row, s_x_column, 1, 1, 1, 0, 0, 0,
+        p_w + i_p * s_w_student, i_k.to(INDEX) * s_w_node, m_k, s_w_input, b_bias, d, slope,
         False, ROWS, NODES, INPUTS, PRECISION, INDEX, GRAIN,
     )  # fmt: skip
     m_a = m_row[None, :] & m_k[:, None]

@@ -88,10 +88,10 @@ def moments_kernel(
     NODE_GRAIN: tl.constexpr,  # the unit of m and n
 ):
     SUM: tl.constexpr = tl.float64 if PRECISION == "fp64" else tl.float32
-    # a multiple of a constant lets the compiler load whole vectors
-    s_tx_row, s_tw_node = s_tx_row * GRAIN, s_tw_node * GRAIN
-    s_sx_row, s_sw_node = s_sx_row * GRAIN, s_sw_node * GRAIN
-    s_sx_student, s_sw_student = s_sx_student * GRAIN, s_sw_student * GRAIN
+    if GRAIN > 1:  # a multiple of a constant lets the compiler load whole vectors; it may not fit 32 bits
+        s_tx_row, s_tw_node = tl.cast(s_tx_row, INDEX) * GRAIN, tl.cast(s_tw_node, INDEX) * GRAIN
+        s_sx_row, s_sw_node = tl.cast(s_sx_row, INDEX) * GRAIN, tl.cast(s_sw_node, INDEX) * GRAIN
+        s_sx_student, s_sw_student = tl.cast(s_sx_student, tl.int64) * GRAIN, tl.cast(s_sw_student, tl.int64) * GRAIN
     m, n = m * NODE_GRAIN, n * NODE_GRAIN
     tiles_m = tl.cdiv(m, TEACHERS)
     i_m, i_s, i_span = tl.program_id(0) % tiles_m, tl.program_id(0) // tiles_m, tl.program_id(1).to(tl.int64)
