@@ -67,7 +67,7 @@ class Launch(NamedTuple):
                 if value.data_ptr() % 16 == 0:
                     attributes[(i,)] = [["tt.divisibility", 16]]
             elif isinstance(value, float):
-                signature[name] = "fp32"
+                signature[name] = self.kernel.params[i].annotation_type or "fp32"
             else:
                 signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
                 if value % 16 == 0:

@@ -66,6 +66,16 @@ def test_other_dtypes_are_exact(plan, dtype, precision):
 
 
 @pytest.mark.parametrize("plan", plans.NAMES)
+def test_a_slope_of_float64_is_one(plan):
+    arguments = [None if a is None else a / 7 for a in layer(100, 5, 3, 9, dtype=torch.float64)]
+    want = reference.layer_moments(*arguments, 0.1, "fp64", False, True)
+    with plans.force(plan):
+        got = layer_moments(*arguments, 0.1, "fp64", False, True)
+    for a, b in zip(got[:5] + got[8:], want[:5] + want[8:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("plan", plans.NAMES)
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (64, 16, 16, 16), (97, 4, 33, 5), (290, 0, 2, 3)], ids=str)
 def test_edges_of_blocks_spans_and_tiles(plan, sizes):
     with plans.force(plan):

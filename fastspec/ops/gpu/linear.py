@@ -29,7 +29,7 @@ def linear_relu_kernel(
     s_w_input,
     s_b_student,
     s_b_node,
-    slope,
+    slope: tl.float64,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     NODES: tl.constexpr,

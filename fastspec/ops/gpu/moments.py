@@ -75,7 +75,7 @@ def moments_kernel(
     first_tile,
     width,
     span,
-    slope,
+    slope: tl.float64,
     SPACE: tl.constexpr,
     FLAT: tl.constexpr,
     PRECISION: tl.constexpr,

@@ -10,6 +10,13 @@ import triton.language as tl
 
 
 @triton.jit
+def nearest_tf32(b_a):
+    """float32 whose last 13 bits the matrix units may drop: they truncate, which shrinks every product."""
+    b_up = (b_a.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+    return tl.where(b_a == b_a, b_up, b_a)  # NaN stays NaN
+
+
+@triton.jit
 def product(b_a, b_b, b_sum, PRECISION: tl.constexpr):
     """b_sum [M, N] + b_a [M, K] @ b_b [K, N]."""
     if PRECISION == "fp64":
@@ -18,6 +25,9 @@ def product(b_a, b_b, b_sum, PRECISION: tl.constexpr):
         b_sum = tl.dot(b_a.to(tl.bfloat16), b_b.to(tl.bfloat16), b_sum)
     elif PRECISION == "fp32":
         b_sum = tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_sum, input_precision="ieee")
+    elif PRECISION == "tf32":
+        b_a, b_b = nearest_tf32(b_a.to(tl.float32)), nearest_tf32(b_b.to(tl.float32))
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision="tf32")
     else:
         b_sum = tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_sum, input_precision=PRECISION)
     return b_sum
@@ -77,7 +87,7 @@ def activations(
             b_x = tl.load(p_rows + (o_row[None, :] + o_x[:, None]), mask=m_row[None, :] & m_k[:, None], other=0.0)
             b_z = product(b_w, b_x, b_z, PRECISION)
         b_z += b_bias[:, None]
-        b_a = tl.where(b_z > 0, b_z, slope * b_z)
+        b_a = tl.where(b_z > 0, b_z, tl.cast(slope, SUM) * b_z)
     else:
         b_a = tl.load(p_rows + (o_row[None, :] + o_node[:, None]), mask=m_row[None, :] & m_node[:, None], other=0.0)
         b_a = b_a.to(SUM)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from fastspec.ops.checks import check_integer, refuse
 from fastspec.ops.gpu.devices import DEVICES, Rates
-from fastspec.ops.gpu.sizes import Tiles, span_of, tiles_of
+from fastspec.ops.gpu.sizes import WORKSPACE, Tiles, span_of, tiles_of
 from fastspec.ops.precision import PRECISIONS
 
 Name = Literal["recompute", "stream"]
@@ -76,9 +76,10 @@ def candidates(
 
     loaded = tiles_of(precision, False, m, coactivation, rates.warpgroups)
     span = span_of(samples, m)
-    room = max(ACTIVATIONS // size // span - m, loaded.students)  # student nodes
+    room = max(min(ACTIVATIONS // (size * span) - m, WORKSPACE // (size * m)), loaded.students)  # student nodes
     slab = n if n <= room else room // loaded.students * loaded.students
-    chunk = max(1, min(ACTIVATIONS // size // (span * (m + slab)), ceil(samples / span))) * span
+    fitting = min(ACTIVATIONS // (size * span * (m + slab)), WORKSPACE // (size * m * slab))  # spans
+    chunk = max(1, min(fitting, ceil(samples / span))) * span
     slabs, chunks = population * ceil(n / slab), ceil(samples / chunk)
     by_torch = precision in TORCH
     layers = 2 * samples * (m * d_t + population * n * d_s) / (rate * (TORCH if by_torch else LAYERS)[precision])
