@@ -25,16 +25,20 @@ class Launch:
         assert there.all(), f"{int((~there).sum())} of {there.size} addresses are no element of any argument"
         return found
 
+    @staticmethod
+    def alone(who: np.ndarray, program: int) -> np.ndarray:
+        return (who == NOBODY) | (who == program)
+
     def load(self, pointers: np.ndarray, mask: np.ndarray, program: int) -> None:
         at = self.elements(pointers, mask)
-        assert np.isin(self.writer[at], (NOBODY, program)).all(), "a program reads what another has written"
-        self.reader[at] = np.where(np.isin(self.reader[at], (NOBODY, program)), program, MANY)
+        assert self.alone(self.writer[at], program).all(), "a program reads what another has written"
+        self.reader[at] = np.where(self.alone(self.reader[at], program), program, MANY)
 
     def store(self, pointers: np.ndarray, mask: np.ndarray, program: int) -> None:
         at = self.elements(pointers, mask)
         assert len(np.unique(at)) == len(at), "a program writes an element twice at once"
-        assert np.isin(self.writer[at], (NOBODY, program)).all(), "two programs write one element"
-        assert np.isin(self.reader[at], (NOBODY, program)).all(), "a program writes what another has read"
+        assert self.alone(self.writer[at], program).all(), "two programs write one element"
+        assert self.alone(self.reader[at], program).all(), "a program writes what another has read"
         self.writer[at] = program
 
 

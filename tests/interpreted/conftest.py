@@ -17,6 +17,7 @@ if INTERPRETED:
     from fastspec.ops.cross_moments import triton as cross_moments
     from fastspec.ops.gpu import accumulate, sizes
     from fastspec.ops.layer_moments import plans
+    from fastspec.ops.layer_moments import triton as layer_moments
     from fastspec.ops.linear_relu import triton as linear_relu
     from fastspec.ops.precision import PRECISIONS
 
@@ -26,23 +27,35 @@ if INTERPRETED:
 @pytest.fixture(autouse=True)
 def checked(poisoned, monkeypatch):
     """Every access is to an element of an argument, no program sees another's stores, and `empty` is NaN."""
+    from as_compiled import correct
     from checked_memory import watch
 
+    correct(monkeypatch)
     watch(monkeypatch)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tiles, spans, rounds, slabs and chunks so small that a few hundred samples have several of each."""
-    monkeypatch.setattr(sizes, "SHORTEST", 48)
-    monkeypatch.setattr(sizes, "ALIGNED", 16)
-    monkeypatch.setattr(accumulate, "SPANS", 3)
-    monkeypatch.setattr(accumulate, "WORKSPACE", 10_000)
-    monkeypatch.setattr(plans, "ACTIVATIONS", 16_000)
+    """Tiles, spans, rounds, slabs and chunks so small that 75 samples and 35 student nodes have several of each."""
+    for module, name, size in (
+        (sizes, "SHORTEST", 32), (sizes, "ALIGNED", 16), (accumulate, "SPANS", 2), (accumulate, "WORKSPACE", 4000),
+        (plans, "WORKSPACE", 4000), (plans, "ACTIVATIONS", 5400),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, size)
     for module in (cross_moments, plans):
         monkeypatch.setattr(module, "tiles_of", lambda *_: TILES)
     for name in ("TILES", "WITH_GATES"):
         monkeypatch.setattr(linear_relu, name, dict.fromkeys(PRECISIONS, (16, 8, 4, 4, 1)))
+
+
+@pytest.fixture(params=["recompute", "stream by torch", "stream by kernels"])
+def way(request, monkeypatch):
+    """A way through layer_moments: a plan, and whose products a stream takes."""
+    if request.param == "stream by kernels":
+        for module in (layer_moments, linear_relu):
+            monkeypatch.setattr(module, "vendor", lambda _: False)
+    with plans.force(request.param.split()[0]):
+        yield request.param
 
 
 @pytest.fixture

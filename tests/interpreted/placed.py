@@ -23,7 +23,7 @@ def placed(tensor: Tensor | None, kind: str) -> Tensor | None:
         return None
     sizes = list(tensor.shape)
     if kind == "expanded":
-        return placed(tensor[0], "rows").expand(sizes)
+        return placed(tensor[:1], "rows").expand(sizes)
     if kind == "transposed" and len(sizes) > 1:
         return placed(tensor.mT, "rows").mT
     room = [2 * size + 1 for size in sizes] if kind == "slice" else [*sizes[:-1], (sizes[-1] + 11) // 4 * 4]

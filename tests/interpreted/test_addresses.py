@@ -23,7 +23,7 @@ FAR = 2**31 + 64
 
 @pytest.mark.parametrize("of_teacher, axis", [(True, 0), (True, 1), (False, 0), (False, 1), (False, 2)])
 def test_activations(tmp_path, launched, of_teacher, axis):
-    sides = [draw(40, 8), draw(2, 40, 12)]
+    sides = [draw(18, 8), draw(2, 18, 12)]
     sides[not of_teacher] = distant(tmp_path, sides[not of_teacher], axis, FAR)
     assert_exact_cross(cross_moments(*sides, "fp32", True), *sides, True)
     last = axis == (1 if of_teacher else 2)
@@ -38,7 +38,7 @@ def test_positions(tmp_path, axis):
 
 def test_many_samples_in_tiles_of_few(tmp_path, launched):
     """Offsets within a tile take 32 bits, its first sample's takes more."""
-    t, s = distant(tmp_path, draw(70, 8), 0, 2**26), draw(70, 12)
+    t, s = distant(tmp_path, draw(18, 8), 0, 2**27), draw(18, 12)
     assert_exact_cross(cross_moments(t, s, "fp32", True), t, s, True)
     assert str(launched[0]["INDEX"]) == "int32" and reach(t) > 2**31
 
@@ -49,7 +49,7 @@ AXES = [(name, axis) for i, name in enumerate(NAMES) for axis in range((2, 2, 1,
 
 @pytest.mark.parametrize("name, axis", AXES)
 def test_layers(tmp_path, name, axis):
-    args = layers(40, 8, 9, 35, (2,), own=True)
+    args = layers(18, 8, 3, 5, (2,), own=True)
     args[NAMES.index(name)] = distant(tmp_path, args[NAMES.index(name)], axis, FAR)
     with plans.force("recompute"):
         assert_exact_layers(layer_moments(*args, 0.0, "fp32", True, True), args, 0.0, True, True)
