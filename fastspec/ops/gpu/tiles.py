@@ -11,9 +11,9 @@ import triton.language as tl
 
 @triton.jit
 def nearest_tf32(b_a):
-    """float32 whose last 13 bits the matrix units may drop: they truncate, which shrinks every product."""
-    b_up = (b_a.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-    return tl.where(b_a == b_a, b_up, b_a)  # NaN stays NaN
+    """The nearest value of tf32; the matrix units by themselves truncate, which shrinks every product."""
+    b_near = ((b_a.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(b_a == b_a, b_near, b_a)  # NaN stays NaN
 
 
 @triton.jit
