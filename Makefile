@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed$(FASTSPEC_NATIVE)
 NATIVE_SOURCES := $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format bench gpu clean

@@ -5,24 +5,42 @@ Environment switches:
     FASTSPEC_NATIVE   auto (default)  build fastspec/_C and fastspec/_host; without a compiler, install without them
     ├── 1                             the same, but a failed build is an error
     └── 0                             no native code: every op runs on its torch reference path
+    FASTSPEC_CUDA     auto (default)  build fastspec/_cuda where there is an nvcc; a failed build goes without
+    ├── 1                             the same, but no nvcc or a failed build is an error
+    └── 0                             no CUDA kernels: what has one runs on its reference on a GPU
+        FASTSPEC_CUDA_ARCHS           default 80;90a;100; code for these, and PTX of the last for what comes later
     MAX_JOBS          how many files compile at a time (default: one a core and 1 GB of free memory)
+
+The build asks for no GPU and no CUDA build of torch.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 NATIVE = os.environ.get("FASTSPEC_NATIVE", "auto")
 if NATIVE not in ("auto", "0", "1"):
     sys.exit(f"FASTSPEC_NATIVE: got {NATIVE!r}; takes auto, 0 or 1")
 
+CUDA = os.environ.get("FASTSPEC_CUDA", "auto")
+if CUDA not in ("auto", "0", "1"):
+    sys.exit(f"FASTSPEC_CUDA: got {CUDA!r}; takes auto, 0 or 1")
+CUDA_ARCHS = os.environ.get("FASTSPEC_CUDA_ARCHS", "80;90a;100").split(";")
+
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10: one binary serves it and every later torch
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
 def jobs() -> int:
@@ -47,6 +65,12 @@ def extensions() -> list[Extension]:
     kernels = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
     bindings = sorted(str(path) for path in Path("csrc").glob("torch_*.cpp"))
     depends = sorted(str(path) for path in Path("csrc").rglob("*.h"))
+    python_module = {"include_dirs": ["csrc/include", pybind11.get_include()], "depends": depends}
+    cuda = []
+    if CUDA == "1" or (CUDA == "auto" and nvcc() is not None):
+        macros = [("FASTSPEC_CUDA_ARCHS", f'"{" ".join(CUDA_ARCHS)}"')]
+        sources = ["csrc/cuda_module.cpp", *sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))]
+        cuda = [Extension("fastspec._cuda", sources, define_macros=macros, extra_compile_args=flags, **python_module)]
     return [
         Extension(
             "fastspec._C",
@@ -61,10 +85,10 @@ def extensions() -> list[Extension]:
         Extension(
             "fastspec._host",
             sorted(str(path) for path in Path("csrc").glob("host_*.cpp")),
-            include_dirs=["csrc/include", pybind11.get_include()],
-            extra_compile_args=flags,
-            depends=depends,
+            extra_compile_args=[*flags, "-ffp-contract=off"],
+            **python_module,
         ),
+        *cuda,
     ]
 
 
@@ -81,6 +105,45 @@ class BuildNative(build_ext):
 
         self.compiler.compile = compile_all
         super().build_extensions()
+
+    def build_extension(self, extension) -> None:
+        if extension.name != "fastspec._cuda":
+            return super().build_extension(extension)
+        try:
+            self.build_cuda(extension)
+        except Exception as error:
+            if CUDA == "1":
+                raise
+            print(f"fastspec: no CUDA kernels: {error}", file=sys.stderr)
+            extension.optional = True
+
+    def build_cuda(self, extension) -> None:
+        """g++ compiles the module, nvcc the kernels; nvcc links, with CUDA's runtime inside."""
+        compiler = nvcc()
+        if compiler is None:
+            raise RuntimeError("FASTSPEC_CUDA=1 needs nvcc on the PATH or under CUDA_HOME")
+        target = Path(self.get_ext_fullpath(extension.name))
+        if not self.force and not newer_group([*extension.sources, *extension.depends], str(target)):
+            return
+        for folder in (target.parent, Path(self.build_temp)):
+            folder.mkdir(parents=True, exist_ok=True)
+        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+        codes.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")
+        options = ["-std=c++20", "-O3", "-Icsrc/include", "-Xcompiler=-fPIC,-fvisibility=hidden", *codes]
+        options += [f"--threads={jobs()}", "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage"]
+        objects = self.compiler.compile(
+            [source for source in extension.sources if source.endswith(".cpp")],
+            output_dir=self.build_temp,
+            macros=extension.define_macros,
+            include_dirs=extension.include_dirs,
+            extra_postargs=extension.extra_compile_args,
+            depends=extension.depends,
+        )
+        for source in extension.sources:
+            if source.endswith(".cu"):
+                objects.append(str(Path(self.build_temp) / f"{Path(source).stem}.cu.o"))
+                self.spawn([compiler, *options, "-c", source, "-o", objects[-1]])
+        self.spawn([compiler, "-shared", *codes, "-o", str(target), *objects])
 
     def run(self) -> None:
         try:

@@ -4,6 +4,7 @@
 #include "fastspec/instruction_set.h"
 
 void bind_philox(pybind11::module_& module);
+void bind_two_layer_sgd(pybind11::module_& module);
 
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Facts about the native build, and the parts of it that need no torch.";
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_host, module) {
       },
       "Compiler, the instruction sets in use and the largest that this machine has.");
   bind_philox(module);
+  bind_two_layer_sgd(module);
 }

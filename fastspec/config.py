@@ -40,6 +40,7 @@ def config() -> dict[str, dict[str, str]]:
         "gpu": {
             "CUDA": _cuda(),
             "Triton": _triton(),
+            "CUDA kernels": _cuda_kernels(),
             "experiments use": backends.default_device(),
             "backend": backends.forced() or "by the tensors' device",
         },
@@ -89,6 +90,11 @@ def _native() -> dict[str, str]:
     except ImportError as reason:
         return facts | {"host module": f"not there: {reason}"}
     return facts | {str(name).replace("_", " "): str(value) for name, value in host.build_facts().items()}
+
+
+def _cuda_kernels() -> str:
+    error = library.cuda_error()
+    return error or f"for sm_{import_module('fastspec._cuda').architectures.replace(' ', ', sm_')}, and later"
 
 
 def _cuda() -> str:

@@ -30,9 +30,9 @@ def backend(name: str | None) -> ExitStack:
 
     name: "reference", the specification in plain torch, on any device; "cpu", the native kernels, which take tensors
         of the CPU; "triton", the Triton kernels, which take CUDA tensors (and those of the CPU where Triton's
-        interpreter runs, TRITON_INTERPRET=1); None, the default choice: CUDA tensors go to Triton, those of the CPU to
-        the native kernels, and to the reference where there are none. An op without a Triton kernel keeps the default
-        choice under "triton".
+        interpreter runs, TRITON_INTERPRET=1); None, the default choice: CUDA tensors go to Triton or CUDA C++, those of
+        the CPU to the native kernels, and to the reference where there are none. An op without a Triton kernel keeps
+        the default choice under "triton".
     Ops, compiled ones too, obey at their next call, with no cost at a call. Not while other threads are in one.
     Raises ValueError for an unknown name and for a backend that is not installed; ops raise it for tensors of a device
     that the backend does not take.

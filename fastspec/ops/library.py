@@ -28,21 +28,32 @@ class Implementations(NamedTuple):
 
     reference: Callable
     triton: Callable | None  # None if the op has no Triton kernel
+    cuda: Callable | None  # None if the op has no CUDA C++ kernel
 
 
 ops: dict[str, Implementations] = {}
 
 
-def define(name: str, schema: str, *, reference: Callable, fake: Callable, triton: str | None = None) -> None:
+def define(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    triton: str | None = None,
+    cuda: str | None = None,
+) -> None:
     """Define one op: its schema, its fake, and what runs where no native kernel is registered.
 
-    triton: "module:function" for CUDA tensors, imported at its first call; without it or without Triton, and on the
-    CPU, the reference runs. `fastspec.ops.backends` forces another choice.
+    triton, cuda: "module:function" for CUDA tensors, with a Triton or a CUDA C++ kernel, imported at its first call;
+    without one, or where Triton or the CUDA kernels are not installed, and on the CPU, the reference runs.
+    `fastspec.ops.backends` forces another choice.
     """
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"fastspec::{name}", fake, lib=_library)
-    ops[name] = Implementations(reference, None if triton is None else _imported_when_called(triton))
-    on_gpu = ops[name].triton if has_triton() else None
+    kernels = [None if target is None else _imported_when_called(target) for target in (triton, cuda)]
+    ops[name] = Implementations(reference, *kernels)
+    on_gpu = (ops[name].triton if has_triton() else None) or (ops[name].cuda if cuda_error() is None else None)
     for key, function in (("CPU", reference), ("CUDA", on_gpu or reference)):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastspec::{name}", key):
             _library.impl(name, function, key)
@@ -52,6 +63,17 @@ def define(name: str, schema: str, *, reference: Callable, fake: Callable, trito
 def has_triton() -> bool:
     """Whether Triton can be imported; it is not imported for that."""
     return find_spec("triton") is not None
+
+
+@cache
+def cuda_error() -> str | None:
+    """Why the CUDA C++ kernels are not in use, or None when they can be loaded."""
+    try:
+        import_module("fastspec._cuda")
+    except ImportError as error:
+        built = find_spec("fastspec._cuda") is not None
+        return f"could not be loaded: {error}" if built else "not built (no nvcc, or FASTSPEC_CUDA=0)"
+    return None
 
 
 def _imported_when_called(target: str) -> Callable:

@@ -1,11 +1,13 @@
-"""The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, for every vector width.
+"""The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 
-The code of the widest instruction set is compiled for narrower vectors here, so that it runs on every machine.
+Those of the CPU for every vector width: the code of the widest instruction set is compiled for narrower vectors here,
+so that it runs on every machine. The body of the CUDA kernel in emulated blocks, whole and with each barrier left out.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,24 +16,32 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {"baseline": (16, 6), "avx2": (32, 6), "avx512": (64, 12)}  # bytes of a vector, rows of a tile
+ADDRESS, THREAD = "address,undefined", "thread"
 COMPILER = os.environ.get("CXX", "g++")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no {COMPILER}")]
 
 
 def build(folder: Path, driver: str, isa: str, sanitizers: str, *, source: Path | None = None) -> Path:
-    binary, (width, rows) = folder / f"{driver}_{isa}", SHAPES[isa]
-    command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wno-psabi"]
+    """isa: an instruction set, or "emulated" for blocks of the GPU."""
+    binary = folder / f"{driver}_{isa}"
+    quick = "-O0" if (isa, sanitizers) == ("emulated", ADDRESS) else "-O1"  # to compile: a minute less
+    command = [COMPILER, "-std=c++20", quick, "-g", "-Wno-psabi", "-Wno-unknown-pragmas"]
     command += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    command += [f"-DFASTSPEC_ISA={isa}", f"-DFASTSPEC_VECTOR_BYTES={width}", f"-DFASTSPEC_TILE_ROWS={rows}"]
+    if isa == "emulated":
+        command += ["-DFASTSPEC_EMULATED"]
+    else:
+        width, rows = SHAPES[isa]
+        command += [f"-DFASTSPEC_ISA={isa}", f"-DFASTSPEC_VECTOR_BYTES={width}", f"-DFASTSPEC_TILE_ROWS={rows}"]
     command += ["-I", str(ROOT / "csrc/include"), "-I", str(source or ROOT / "csrc/cpu")]
     command += [str(ROOT / f"tests/native/{driver}_driver.cpp"), "-pthread", "-o", str(binary)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return binary
 
 
-def run(binary: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(binary)], capture_output=True, text=True, timeout=300)
+def run(binary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([str(binary), *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("driver", ["moments", "two_layer_sgd"])
@@ -44,7 +54,39 @@ def test_kernels_are_clean(tmp_path, driver, isa, sanitizers):
     assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
 
 
-ADDRESS, THREAD = "address,undefined", "thread"
+BODIES = ROOT / "csrc/include/fastspec/block"
+WAITS = [  # every call of a barrier, or of what waits for fetched values, in the bodies of CUDA kernels
+    f"{path.name}:{number}"
+    for path in sorted(BODIES.glob("*.h"))
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if re.search(r"\bblock_?\.(sync|sync_all|fetched)\(\);", line)
+]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("emulated"), "two_layer_sgd", "emulated", THREAD)
+
+
+def test_emulated_blocks_have_no_races(emulated):
+    done = run(emulated)
+    assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
+
+
+def test_emulated_blocks_stay_within_their_memory(tmp_path):
+    done = run(build(tmp_path, "two_layer_sgd", "emulated", ADDRESS))
+    assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
+
+
+def test_the_calls_that_wait_are_known():
+    assert len(WAITS) > 10
+
+
+@pytest.mark.parametrize("call", WAITS)
+def test_no_barrier_can_be_missing(emulated, call):
+    assert run(emulated, call).returncode != 0
+
+
 TEACHER = "teacher_chunk(chunk + at, at, work_.scratch[{}])"
 ROWS = "clamp(problem_.samples - first_row(chunk), 0, plan_.rows)"
 MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes

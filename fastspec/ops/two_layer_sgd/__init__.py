@@ -82,6 +82,7 @@ library.define(
     "bool fixed_top) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.two_layer_sgd,
     fake=_fake,
+    cuda="fastspec.ops.two_layer_sgd.cuda:two_layer_sgd",
 )
 
 
