@@ -26,8 +26,9 @@ class Runner(NamedTuple):
 @lru_cache
 def _gpu(index: int) -> Runner:
     kernels = import_module("fastspec._cuda")
-    *facts, major = kernels.device_facts(index)
-    return Runner(kernels.two_layer_train, Device(*facts, 8 if major >= 9 else 1))
+    multiprocessors, shared_bytes, block_shared_bytes, major = kernels.device_facts(index)
+    device = Device(multiprocessors, shared_bytes, block_shared_bytes, 8 if major >= 9 else 1)
+    return Runner(kernels.two_layer_train, device)
 
 
 def two_layer_sgd(x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
