@@ -36,7 +36,7 @@ def test_every_width_has_a_plan(device, options):
             assert ranks * layout["shared_bytes"] >= copies * weights(nodes, shape)
             fewer = plan(nodes, shape, device._replace(cluster_blocks=max(1, ranks // 2)))
             assert ranks == 1 or fewer["placement"] != "shared" or fewer["part"] < layout["part"]
-    assert plan(100, shape, device)["placement"] == "shared"
+    assert plan(100, SHAPE, device)["placement"] == "shared"
 
 
 def test_inputs_too_many_for_shared_memory_go_to_global_memory():
