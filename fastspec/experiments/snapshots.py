@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastspec.measure import measure
 from fastspec.networks import MLP
-from fastspec.ops.backends import default_device
 from fastspec.population_measurement import PopulationMeasurement
 from fastspec.populations import Population
 from fastspec.statistics import best, rank_of
@@ -27,12 +26,13 @@ class Width(NamedTuple):
     rows: Tensor  # [P_g, n] int64, their nodes in the population's packed weights
 
 
-def by_width(students: Population) -> Iterator[Width]:
-    """The students of each width, narrowest first, as `Population.groups`."""
+def by_width(students: Population, device: torch.device | str = "cpu") -> Iterator[Width]:
+    """The students of each width, narrowest first, as `Population.groups`; indices on a device."""
     widths = students.offsets.diff()
     for n in widths.unique().tolist():
         indices = (widths == n).nonzero().flatten()
-        yield Width(indices, students.offsets[indices, None] + torch.arange(n))
+        rows = students.offsets[indices, None] + torch.arange(n)
+        yield Width(indices.to(device), rows.to(device))
 
 
 @torch.no_grad()
@@ -42,9 +42,11 @@ def snapshot(
     """Everything that is recorded at one step, by name; P students of N nodes in all, m teacher nodes.
 
     loss, loss_train, constant_students [P]; best_correlation, best_correlation_train, best_student, sine [P, m];
-    students [P, levels, m]; correlation [N, m] and fan_out [N] of single nodes.
+    students [P, levels, m]; correlation [N, m] and fan_out [N] of single nodes. Computed on the device of the data,
+    returned on the CPU.
     """
-    measured, on_train = (_measured(teacher, students, x) for x in (held_out, train))
+    teacher, students = _beside(train, teacher, students)
+    measured, on_train = (measure(teacher, students, x, progress=False) for x in (held_out, train))
     with one_thread():  # for what is small
         found = _of_moments(measured, students, teacher.hidden_widths[0])
         found |= {"loss": measured.loss, "loss_train": on_train.loss}
@@ -52,27 +54,26 @@ def snapshot(
         found["students"] = students_of(found["correlation"], students, levels)
         found["sine"] = sines(teacher, students, found["best_student"])
         found["fan_out"] = torch.linalg.vector_norm(students.w2, dim=1)
-    return found
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
-def _measured(teacher: MLP, students: Population, x: Tensor) -> PopulationMeasurement:
-    """`measure` on the default device, its result on the CPU, where the students are trained."""
-    device = default_device()
-    if device != "cpu":
-        teacher, students = copy.deepcopy(teacher).to(device), students.to(device)
-    return measure(teacher, students, x, progress=False).to("cpu")
+def _beside(x: Tensor, teacher: MLP, students: Population) -> tuple[MLP, Population]:
+    """Both networks on the device of x."""
+    if x.device == students.w1.device and x.device == next(teacher.parameters()).device:
+        return teacher, students
+    return copy.deepcopy(teacher).to(x.device), students.to(x.device)
 
 
 def _of_moments(measured: PopulationMeasurement, students: Population, m: int) -> dict[str, Tensor]:
     """What one set of correlations tells."""
-    p, single = len(students), torch.float32
+    p, single, device = len(students), torch.float32, students.w1.device
     found = {
-        "constant_students": torch.empty(p, dtype=torch.int64),
-        "best_correlation": torch.empty(p, m, dtype=single),
-        "best_student": torch.empty(p, m, dtype=torch.int64),
-        "correlation": torch.empty(len(students.w1), m, dtype=single),
+        "constant_students": torch.empty(p, dtype=torch.int64, device=device),
+        "best_correlation": torch.empty(p, m, dtype=single, device=device),
+        "best_student": torch.empty(p, m, dtype=torch.int64, device=device),
+        "correlation": torch.empty(len(students.w1), m, dtype=single, device=device),
     }
-    for group, (indices, rows) in zip(measured.groups, by_width(students), strict=True):
+    for group, (indices, rows) in zip(measured.groups, by_width(students, device), strict=True):
         (moments,) = group.measurement.layers.values()
         rho = moments.correlation()  # [P_g, m, n]
         values, places = best(rho)
@@ -87,7 +88,7 @@ def students_of(correlation: Tensor, students: Population, levels: Sequence[floa
     p, m = len(students), correlation.shape[1]
     values, teachers = best(correlation)
     owner = torch.arange(p).repeat_interleave(students.offsets.diff())
-    place = owner * m + teachers
+    place = owner.to(correlation.device) * m + teachers
     counts = [place[values > level].bincount(minlength=p * m).view(p, m) for level in levels]
     return torch.stack(counts, dim=1).int()
 
@@ -95,7 +96,7 @@ def students_of(correlation: Tensor, students: Population, levels: Sequence[floa
 def sines(teacher: MLP, students: Population, best_student: Tensor) -> Tensor:
     """sin of the angle between each teacher node's fan-in and that of its best student node [P, m]; NaN for none."""
     (w1, _), _ = teacher.weights()
-    rows = students.offsets[:-1, None] + best_student.clamp(min=0)
+    rows = students.offsets[:-1, None].to(best_student.device) + best_student.clamp(min=0)
     u = torch.nn.functional.normalize(students.w1.double()[rows], dim=-1)  # [P, m, d]
     v = torch.nn.functional.normalize(w1.double(), dim=-1)  # [m, d]
     across = u - (u * v).sum(-1, keepdim=True) * v
@@ -108,22 +109,23 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
     to the hidden pre-activations (Student Specialization, Tian, ICML 2020), over samples and nodes: gradient_max and
     the root mean square over samples of its norm, gradient_rms, [P] float64.
     """
-    largest, squares = (torch.zeros(len(students), dtype=torch.float64) for _ in range(2))
-    slope = teacher.negative_slope
+    teacher, students = _beside(x, teacher, students)
+    largest, squares = (torch.zeros(len(students), dtype=torch.float64, device=x.device) for _ in range(2))
+    slope, samples = teacher.negative_slope, GRADIENT_SAMPLES if x.device.type == "cpu" else len(x)
 
     def one(k: int) -> None:
         (w1, b1), (w2, b2) = students.weights(k)
-        for part, answer in zip(x.split(GRADIENT_SAMPLES), y.split(GRADIENT_SAMPLES), strict=True):
+        for part, answer in zip(x.split(samples), y.split(samples), strict=True):
             z = torch.addmm(b1, part, w1.mT)  # [samples, n]
             gate = torch.where(z > 0, 1.0, slope).to(z)
             g = gate * ((answer - torch.addmm(b2, gate * z, w2.mT)) @ w2)
             largest[k] = torch.maximum(largest[k], g.abs().max())
             squares[k] += g.double().square().sum()
 
-    with workers(len(students)) as spread:
+    with workers(len(students) if x.device.type == "cpu" else 1) as spread:
         y = teacher(x)
         spread(one, range(len(students)))
-    return {"gradient_max": largest, "gradient_rms": (squares / len(x)).sqrt()}
+    return {"gradient_max": largest.cpu(), "gradient_rms": (squares / len(x)).sqrt().cpu()}
 
 
 def ranks(students: Population, correlation: Tensor, winner: Tensor) -> Tensor:

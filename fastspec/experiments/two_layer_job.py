@@ -15,6 +15,7 @@ from fastspec.experiments.console import Advance
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.snapshots import per_sample_gradient, ranks, snapshot
 from fastspec.networks import MLP
+from fastspec.ops.backends import default_device
 from fastspec.populations import Population
 from fastspec.statistics import best
 from fastspec.tensor_files import load_tensors, save_tensors
@@ -82,8 +83,9 @@ class Job:
     def work(self, folder: RunFolder, advance: Advance, clock: Clock) -> None:
         """Train and measure, from the start or from where an earlier run was interrupted; what is found is kept in the
         folder's parts."""
-        teacher, checkpoint, o = self.teacher(), folder.part(f"{self.name}.checkpoint"), self.options
-        train, held_out = self.samples()
+        device, checkpoint, o = default_device(), folder.part(f"{self.name}.checkpoint"), self.options
+        teacher = self.teacher().to(device)
+        train, held_out = (x.to(device) for x in self.samples())
 
         def on_snapshot(step: int, students: Population, diverged_step: Tensor) -> None:
             clock.lap(self.name, "training")
@@ -109,7 +111,7 @@ class Job:
                 on_snapshot=on_snapshot,
                 checkpoint=checkpoint,
                 progress=advance,
-            ).population
+            ).population.to("cpu")
 
         trained = students()
         if not all(self._part(folder, step).exists() for step in o.snapshots):

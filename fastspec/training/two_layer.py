@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastspec.data import FreshGaussian
@@ -19,6 +20,7 @@ from fastspec.populations import Population
 from fastspec.progress import Progress
 from fastspec.training.checkpoints import State, digest, load_state, save_state
 from fastspec.training.inputs import default_seeds, multipliers_of, per_student, snapshot_steps, source
+from fastspec.training.shares import Share
 
 OnSnapshot = Callable[[int, Population, Tensor], object]
 Report = Callable[[int, int], object]
@@ -64,6 +66,7 @@ def train_two_layer(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     progress: bool | Report | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> History:
     """SGD of every student on the mean over its batch of 1/2 ||teacher(x) - student(x)||^2.
 
@@ -85,10 +88,17 @@ def train_two_layer(
     If it exists, training goes on from it, bit for bit; `on_snapshot` sees the steps after it, again if need be.
     progress: True for a bar, None for one on a terminal if it takes long, False for none, or a function of
     (step, steps).
+    group: of `torch.distributed` processes, which are all given the same arguments (each on a device of its own, where
+    that is a GPU) and train a share of the students each; every one returns all of them, to the bit what one process
+    returns. Needs as many students as processes; no `on_snapshot`; only the first process shows progress, and process
+    r's checkpoint is `checkpoint` with .process<r> at its end.
     A student's result does not depend, bitwise, on which others train beside it.
     Raises ValueError or TypeError, naming the argument, for whatever does not fit; a checkpoint of another
     configuration is a ValueError.
     """
+    if group is not None:
+        given = {name: value for name, value in locals().items() if name not in ("teacher", "students", "x", "group")}
+        return _in_shares(teacher, students, x, group, **given)
     data = source(teacher, students, x)
     device = students.w1.device
     check_integer("steps", steps, 0)
@@ -193,6 +203,8 @@ def train_two_layer(
                     until = min(until, (state.step // checkpoint_every + 1) * checkpoint_every)
                 with pace:
                     ahead = advance(state, until)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)  # so that the pace is that of the GPU, and Ctrl-C is heard
                 if ahead.step in stops:
                     snapshot(ahead)
                 state = ahead  # only now, so that an interrupted callback is called again
@@ -210,6 +222,31 @@ def train_two_layer(
     save()
     kept = {step: population(weights) for step, weights in state.snapshots.items()}
     return History(population(state.weights), state.diverged_step, steps, kept)
+
+
+def _in_shares(
+    teacher: torch.nn.Module, students: Population, x: Tensor | FreshGaussian, group: dist.ProcessGroup, **options: Any
+) -> History:
+    """`train_two_layer` on this process's share; then all of them exchange what they have."""
+    if options["on_snapshot"] is not None:
+        refuse("on_snapshot", "a function together with a group", "None: snapshots come back in History.snapshots")
+    share, rank, p = Share(students, group), dist.get_rank(group), len(students)
+    seeds = default_seeds(students) if options["seeds"] is None else options["seeds"]
+    options["seeds"] = share.of_table(per_student("seeds", seeds, p, torch.int64))
+    options["lr"] = share.of_table(per_student("lr", options["lr"], p, torch.float64))
+    if options["indices"] is not None and options["indices"].dim() == 3:
+        options["indices"] = share.of_table(options["indices"])
+    if options["checkpoint"] is not None:
+        options["checkpoint"] = f"{os.fspath(options['checkpoint'])}.process{rank}"
+    if rank > 0:
+        options["progress"] = False
+    mine = train_two_layer(teacher, share.students, x, **options)
+
+    def whole(population: Population) -> Population:
+        return Population(share.whole(population.packed), students.offsets, students.labels)
+
+    snapshots = {step: whole(population) for step, population in mine.snapshots.items()}
+    return History(whole(mine.population), share.whole_table(mine.diverged_step), mine.steps, snapshots)
 
 
 class Pace:

@@ -9,32 +9,43 @@ import torch
 from clear_errors import one_line_error
 
 import fastspec as fs
-from fastspec.experiments import snapshots
+from fastspec.experiments import snapshots, two_layer_job
 from fastspec.experiments.cli import main
+from fastspec.experiments.clock import Clock
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.provenance import provenance
+from fastspec.experiments.results import RunFolder
+from fastspec.experiments.two_layer import TwoLayer
 
 GPU = torch.device("meta")  # in the place of one
 
 
-def test_snapshots_are_measured_on_the_default_device(monkeypatch):
+def test_two_layer_jobs_train_and_measure_on_the_default_device(monkeypatch, tmp_path):
+    job = TwoLayer(inputs=6, outputs=2, teacher_nodes=(3,), samples=50, evaluation_samples=50, steps=4).jobs()[0]
+    seen = []
+
+    def train(teacher, students, x, **options):
+        seen.extend([next(teacher.parameters()).device, students.w1.device, x.device])
+        raise KeyboardInterrupt
+
+    students = fs.Population.two_layer(job.teacher(), multi=[1], seeds=[0])
+    monkeypatch.setattr(two_layer_job, "default_device", lambda: "meta")
+    monkeypatch.setattr(two_layer_job, "train_two_layer", train)
+    monkeypatch.setattr(fs.Population, "two_layer", lambda teacher, **_: students.to(next(teacher.parameters()).device))
+    with pytest.raises(KeyboardInterrupt):
+        job.work(RunFolder(tmp_path, "two-layer", {}, {}), lambda *_: None, Clock(tmp_path / "timings.json", {}))
+    assert seen == [GPU, GPU, GPU]
+
+
+def test_networks_are_measured_where_the_data_is():
     teacher = fs.teachers.two_layer(d=6, m=3, c=2, seed=0)
     students = fs.Population.two_layer(teacher, multi=[1, 2], seeds=range(2))
     x = fs.data.gaussian(200, 6, seed=1)
-    here = snapshots.snapshot(teacher, students, x, x, (0.5,))
-    seen = []
-
-    def measured(there, students_there, x, **options):
-        seen.append((next(there.parameters()).device, students_there.w1.device, x.device))
-        return fs.measure(teacher, students, x, **options)
-
-    monkeypatch.setattr(snapshots, "default_device", lambda: "meta")
-    monkeypatch.setattr(snapshots, "measure", measured)
-    there = snapshots.snapshot(teacher, students, x, x, (0.5,))
-    assert seen == [(GPU, GPU, torch.device("cpu"))] * 2
+    there, them = snapshots._beside(x.to(GPU), teacher, students)
+    assert next(there.parameters()).device == them.w1.device == GPU
     assert next(teacher.parameters()).device == students.w1.device == torch.device("cpu")
-    assert here.keys() == there.keys() and all(torch.equal(here[k], there[k]) for k in ("loss", "best_student"))
-    assert {tensor.device for tensor in there.values()} == {torch.device("cpu")}
+    assert snapshots._beside(x, teacher, students) == (teacher, students)
+    assert {t.device for t in snapshots.snapshot(teacher, students, x, x, (0.5,)).values()} == {torch.device("cpu")}
 
 
 def test_provenance_says_where_measuring_happens():
