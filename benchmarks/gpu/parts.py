@@ -20,7 +20,8 @@ from benchmarks.gpu.processes import Done, run, soon
 from benchmarks.gpu.result import Result, about, failure
 from benchmarks.harness import Entry
 
-TESTS, SMALL = "tests/gpu", "tests/gpu/test_gpu_small_calls.py"
+TESTS = "tests/gpu"
+SMALL = ("tests/gpu/test_gpu_small_calls.py", "tests/gpu/test_gpu_small_populations.py")
 NO_TESTS = 5  # exit status of pytest
 PYTEST_WORKERS = 4  # where xdist is there: most of the time goes into compiling kernels
 
@@ -30,7 +31,7 @@ def test(until: float, outcomes: Path, only: str | None, device: str) -> Entry:
     if importlib.util.find_spec("pytest") is None:
         return {"state": "failed", "why": "pytest is not installed"}
     workers = ["-n", str(PYTEST_WORKERS)] if importlib.util.find_spec("xdist") and device == "cuda" else []
-    command = [*_pytest(until, outcomes), *workers, *(["-k", only] if only else []), SMALL, TESTS]
+    command = [*_pytest(until, outcomes), *workers, *(["-k", only] if only else []), *SMALL, TESTS]
     done = run(command, until, {} if device == "cuda" else {"FASTSPEC_GPU_TESTS_ON": device})
     found = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
     outcomes.unlink(missing_ok=True)
@@ -57,7 +58,7 @@ def sanitizer(until: float) -> Entry:
     tool = find_sanitizer()
     if tool is None:
         return {"state": "not there", "why": "no compute-sanitizer on PATH or beside nvcc"}
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "99", *_pytest(until, None), "-x", SMALL]
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "99", *_pytest(until, None), "-x", *SMALL]
     done = run(command, until, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     said = [line for line in done.output.splitlines() if line.startswith("=========")]
     why = said[-1].strip("= ") if said else f"status {done.status}"

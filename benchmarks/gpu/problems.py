@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.networks import NetworkProblem
+from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
 
-Problem = LayerProblem | NetworkProblem
+Problem = LayerProblem | NetworkProblem | PopulationProblem
 
 PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d20", 2**20, 20, 50, 500),
@@ -16,4 +17,5 @@ PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d784", 2**20, 784, 256, 2560, narrow=False),
     LayerProblem("d1024", 2**20, 1024, 1024, 8192, narrow=False),
     LayerProblem("d4096", 2**17, 4096, 4096, 32_768, narrow=False),
+    *POPULATIONS,
 )

@@ -96,6 +96,9 @@ def targets(cases: list[Entry]) -> list[Entry]:
         first = measured[0]
         if "peers" not in first:
             continue
+        if "over_peers" in first:
+            rows += _population_targets(f"{problem}, {precision}", measured)
+            continue
         eager, best, floor = TARGETS[first["narrow"]]
         _, over_best = best_peer(measured, ("eager",) if first["narrow"] else ())
         extra = first.get("extra_bytes", math.nan) / 1e6
@@ -109,3 +112,17 @@ def targets(cases: list[Entry]) -> list[Entry]:
             if what != "eager" or first["narrow"]:
                 rows.append({**row, "name": f"{problem}, {precision}: {row['name']}", "what": what})
     return rows
+
+
+def _population_targets(name: str, cases: list[Entry]) -> list[Entry]:
+    """Over the best peer, and, where a device is full, of its rate."""
+    first, (_, over_best) = cases[0], best_peer(cases)
+    share = first["peers"][OURS].get("of_matrix_rate", math.nan)
+    found = {
+        "best peer": target("over the best peer", over_best, at_least=first["over_peers"], unit="x"),
+        "rate": target("of the rate of products", share, at_least=0.35),
+    }
+    full = first["shape"]["students"] > 1000
+    return [
+        {**row, "name": f"{name}: {row['name']}", "what": what} for what, row in found.items() if full or what != "rate"
+    ]

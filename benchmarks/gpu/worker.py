@@ -17,12 +17,14 @@ import torch
 
 from benchmarks.compare import OURS, compare
 from benchmarks.gpu.layers import LayerProblem
+from benchmarks.gpu.populations import PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS, Problem
 from benchmarks.gpu.result import Result, about
 from benchmarks.harness import Entry, Options
 from benchmarks.memory import measure as extra_memory
 from benchmarks.precision import DTYPES, PRODUCTS, tf32
 from benchmarks.rates import RateCalls, Rates
+from benchmarks.training import Weights
 from fastspec.moments import CrossMoments
 from fastspec.ops.cross_moments import Moments
 
@@ -32,9 +34,16 @@ ORDER = ("fp32", "tf32", "bf16", "tf32x3", "fp64")
 
 def items() -> list[str]:
     """Everything there is to measure, what matters most first."""
-    plain = [f"{p.name}/{precision}" for precision in ORDER for p in PROBLEMS if p.narrow or precision != "fp64"]
+    plain = [f"{p.name}/{precision}" for precision in ORDER for p in PROBLEMS if precision in precisions(p)]
     layers = [p.name for p in PROBLEMS if isinstance(p, LayerProblem)]
     return plain + [f"{name}/{precision}/compiled" for precision in ORDER[:2] for name in layers]
+
+
+def precisions(problem: Problem) -> tuple[str, ...]:
+    """At which a problem is measured."""
+    if isinstance(problem, PopulationProblem):
+        return ("fp32", "fp64")
+    return ORDER if problem.narrow else ORDER[:-1]
 
 
 class PrecisionRates(RateCalls):
@@ -74,8 +83,8 @@ def measure(problem: Problem, precision: str, compiled: bool, options: Options) 
     return {**entry, **found}
 
 
-def _tensors(result: Moments | list[CrossMoments]) -> list[torch.Tensor]:
-    if isinstance(result, Moments):
+def _tensors(result: Moments | Weights | list[CrossMoments]) -> list[torch.Tensor]:
+    if not isinstance(result, list):
         return list(result)
     return [tensor for moments in result for tensor in moments.tensors().values()]
 
@@ -103,7 +112,10 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             entry = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
-        named = {**about(item), "narrow": problems[name].narrow}
+        problem = problems[name]
+        named = {**about(item), "narrow": problem.narrow}
+        if isinstance(problem, PopulationProblem):
+            named["over_peers"] = problem.over_peers
         result.add_case({**named, **entry, "seconds": time.perf_counter() - start})
         if args.device == "cuda":
             torch.cuda.empty_cache()
