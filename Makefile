@@ -46,6 +46,6 @@ gpu: ## on a machine with an NVIDIA GPU: build, test and measure there, in ten m
 	@$(PYTHON) -m benchmarks.gpu $(addprefix --part ,$(PART)) $(ARGS)
 
 clean: ## remove all that was installed and built; runs stay in fastspec-runs
-	rm -rf $(VENV) build dist *.egg-info fastspec/_C* fastspec/_host*
+	rm -rf $(VENV) build dist *.egg-info fastspec/_C* fastspec/_host* fastspec/_cuda*
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -72,6 +72,7 @@ def extensions() -> list[Extension]:
         sources = ["csrc/cuda_module.cpp", *sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))]
         cuda = [Extension("fastspec._cuda", sources, define_macros=macros, extra_compile_args=flags, **python_module)]
     return [
+        *cuda,
         Extension(
             "fastspec._C",
             [*bindings, *kernels],
@@ -88,7 +89,6 @@ def extensions() -> list[Extension]:
             extra_compile_args=[*flags, "-ffp-contract=off"],
             **python_module,
         ),
-        *cuda,
     ]
 
 

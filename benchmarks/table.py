@@ -23,7 +23,7 @@ MARKED = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re
 def render(result: Entry) -> str:
     """One result file as markdown: tables, targets with their verdicts, and where it was measured."""
     if "parts" in result:  # of `make gpu`
-        parts = [_parts(result["parts"]), *([_precisions(result["cases"])] if result["cases"] else [])]
+        parts = [_parts(result["parts"]), *_gpu_cases(result["cases"])]
     else:
         parts = [_speeds(result)] if "cases" in result else []
     if "memory" in result:
@@ -74,6 +74,32 @@ def _speeds(result: Entry) -> str:
 def _parts(parts: Entry) -> str:
     rows = [[name, part["state"], f"{part['seconds']:.0f}", part["why"]] for name, part in parts.items()]
     return markdown(["part", "", "s", "what came of it"], rows)
+
+
+def _gpu_cases(cases: list[Entry]) -> list[str]:
+    """Tables of layers and networks, and of populations."""
+    populations = [case for case in cases if "over_peers" in case]
+    layers = [case for case in cases if "over_peers" not in case]
+    return [*([_precisions(layers)] if layers else []), *([_populations(populations)] if populations else [])]
+
+
+def _populations(cases: list[Entry]) -> str:
+    header = ["training", "precision", "fastspec ms", "predicted ms", "of the rate of products", "over the best peer"]
+    header += ["error of weights", "targets missed"]
+    rows = []
+    for (problem, precision), (case, *_) in by_problem(cases).items():
+        if "peers" not in case:
+            rows.append([problem, precision, "failed", *["-"] * 5])
+            continue
+        ours, (name, over) = case["peers"]["fastspec"], best_peer([case])
+        rows.append([
+            case["label"], precision, "wrong" if "wrong" in ours else f"{ours['median_ms']:.3g}",
+            f"{case['predicted_ms']:.3g}", _percent(ours.get("of_matrix_rate")),
+            "-" if name is None else f"{over:.2f}x ({name})",
+            f"{ours['error']['weights']:.0e}" if "error" in ours else "-",
+            ", ".join(t["what"] for t in targets([case]) if not t["pass"]) or "none",
+        ])  # fmt: skip
+    return markdown(header, rows)
 
 
 def _precisions(cases: list[Entry]) -> str:

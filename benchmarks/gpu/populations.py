@@ -19,6 +19,7 @@ from fastspec.ops.two_layer_sgd.schedule import arrange
 from fastspec.ops.two_layer_sgd.simulation import H200, simulate
 
 CLOCK = 1.755e9  # of an H200 at work, for predictions
+SHAPE = {"inputs": INPUTS, "outputs": OUTPUTS, "batch": BATCH, "teacher_nodes": 0, "momentum": False}
 Call = Callable[[Training], Weights]
 
 
@@ -84,8 +85,7 @@ class PopulationProblem:
 
     def predicted(self, precision: str) -> float:
         """Seconds on an H200, by the counted instructions."""
-        shape = {"inputs": INPUTS, "outputs": OUTPUTS, "batch": BATCH, "teacher_nodes": 0}
-        shape |= {"value_bytes": dtype_of(precision).itemsize, "momentum": False}
+        shape = SHAPE | {"value_bytes": dtype_of(precision).itemsize}
         groups = arrange((self.nodes,) * self.students, tuple(shape.items()), H200)
         return self.steps * simulate(groups, H200).clocks / CLOCK
 

@@ -14,6 +14,7 @@ from benchmarks import precision as precisions
 from benchmarks.compare import OURS
 from benchmarks.gpu import __main__ as command_line
 from benchmarks.gpu import parts, processes, worker
+from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS
 from benchmarks.gpu.result import Result, best_peer, targets
 from benchmarks.harness import Options
@@ -33,8 +34,11 @@ class FixedRates(RateCalls):
         return NO_RATES
 
 
+LAYERS = [p for p in PROBLEMS if not isinstance(p, PopulationProblem)]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("problem", LAYERS, ids=lambda problem: problem.name)
 def test_every_problem_in_small(monkeypatch, problem, precision):
     monkeypatch.setattr(worker, "PrecisionRates", FixedRates)
     worker.rates_at.cache_clear()
@@ -50,8 +54,19 @@ def test_every_problem_in_small(monkeypatch, problem, precision):
         assert entry["plan"]["name"] in ("recompute", "stream")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("problem", POPULATIONS, ids=lambda problem: problem.name)
+def test_every_population_in_small(problem, precision):
+    entry = worker.measure(problem.small(), precision, False, Options(rounds=1, quick=True))
+    timed = {name for name, peer in entry["peers"].items() if peer.get("median_ms", 0) > 0}
+    assert {name for name, peer in entry["peers"].items() if "skipped" not in peer} == timed
+    assert {"bmm", "bmm plain"} <= {name for name, peer in entry["best"].items() if peer in timed}
+    assert entry["peers"][OURS]["error"]["weights"] < (1e-5 if precision == "fp32" else 1e-13)
+    assert problem.predicted(precision) > problem.operations / 100e12
+
+
 def test_the_shapes_are_full_size():
-    sizes = {p.name: (p.samples, p.operations) for p in PROBLEMS}
+    sizes = {p.name: (p.samples, p.operations) for p in LAYERS}
     assert sizes["d4096"] == (2**17, 2 * 2**17 * (4096 * (4096 + 32_768) + 4096 * 32_768))
     assert sizes["population"] == (2**17, 2 * 2**17 * (100 * (20 + 256 * 200) + 20 * 256 * 200))
     pairs = [(50, 500), (75, 750), (100, 1000), (125, 1250)]
@@ -106,6 +121,20 @@ def test_targets_of_narrow_and_of_wide_shapes():
     }  # fmt: skip
     wide = [case("b/fp32", narrow=False, eager=1.1, chunked=1.3, extra=300e6, **{"other plan": 0.5})]
     assert verdicts(wide) == {"best peer": (1.1, False), "floor": (0.7, False), "memory": (300.0, False)}
+
+
+def test_targets_of_populations():
+    few = {**case("s/fp32", bmm=11.0, jax=9.0), "over_peers": 10.0, "shape": {"students": 132}}
+    assert verdicts([few]) == {"best peer": (9.0, False)}
+    many = {**case("t/fp32", bmm=3.0), "over_peers": 2.0, "shape": {"students": 2304}}
+    many["peers"][OURS]["of_matrix_rate"] = 0.3
+    assert verdicts([many]) == {"best peer": (3.0, True), "rate": (0.3, False)}
+
+
+def test_populations_have_a_table_of_their_own(tmp_path, capsys):
+    status, result = rehearse(tmp_path, "--part", "bench", "--only", "students132-n5/fp32")
+    assert status == 0 and [found["over_peers"] for found in result["cases"]] == [10.0]
+    assert "| 3 students of 5 nodes, 8 steps |      fp32 |" in capsys.readouterr().out
 
 
 def rehearse(tmp_path, *arguments):

@@ -10,9 +10,17 @@ from fastspec.ops.layer_moments import plans
 from fastspec.ops.precision import PRECISIONS
 
 
-def test_the_readme_has_todays_predictions():
-    between = predictions.README.read_text().partition(predictions.BEGIN)[2].partition(predictions.END)[0]
-    assert between == predictions.table()
+@pytest.mark.parametrize("op", predictions.TABLES)
+def test_the_readme_has_todays_predictions(op):
+    pytest.importorskip("fastspec._host", reason="no native code")
+    between = predictions.readme(op).read_text().partition(predictions.BEGIN)[2].partition(predictions.END)[0]
+    assert between == predictions.TABLES[op]()
+
+
+@pytest.mark.parametrize("value_bytes", [4, 8])
+def test_the_readme_has_todays_time_of_the_study(value_bytes):
+    pytest.importorskip("fastspec._host", reason="no native code")
+    assert f"{predictions.study(value_bytes):.1f} s" in predictions.readme("two_layer_sgd").read_text()
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda rates: rates.name)

@@ -95,3 +95,18 @@ def test_a_missing_compiler_is_an_error_when_native_code_is_asked_for(tmp_path):
 def test_an_unknown_switch_is_refused(tmp_path):
     done = install(tmp_path, FASTSPEC_NATIVE="maybe")
     assert done.returncode != 0 and "FASTSPEC_NATIVE: got 'maybe'; takes auto, 0 or 1" in done.stdout + done.stderr
+
+
+def test_a_broken_nvcc_is_an_error_when_cuda_kernels_are_asked_for(tmp_path):
+    broken = tmp_path / "bin/nvcc"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho this nvcc is broken >&2\nexit 1\n")
+    broken.chmod(0o755)
+    path = f"{broken.parent}{os.pathsep}{os.environ['PATH']}"
+    done = install(tmp_path, FASTSPEC_NATIVE="1", FASTSPEC_CUDA="1", PATH=path)
+    assert done.returncode != 0 and "this nvcc is broken" in done.stdout + done.stderr
+
+
+def test_an_unknown_cuda_switch_is_refused(tmp_path):
+    done = install(tmp_path, FASTSPEC_CUDA="perhaps")
+    assert done.returncode != 0 and "FASTSPEC_CUDA: got 'perhaps'; takes auto, 0 or 1" in done.stdout + done.stderr
