@@ -10,13 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
 from fastspec.atomic_files import write_atomically
-from fastspec.experiments.results import RunFolder, netcdf
+from fastspec.data import gaussian
+from fastspec.experiments.results import WEIGHTS, RunFolder, netcdf
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks, split
 from fastspec.ops.checks import refuse
 from fastspec.report import Block, Heading, Table, Text, markdown, provenance_table, write_figures, write_text
+from fastspec.tensor_files import load_tensors
 
 TITLE = "Luck Matters, over-parameterisation with matrix dynamics, reproduced"
 DPI = 80
@@ -27,6 +30,11 @@ ABOUT = """The published run (one seed, the paper's code: `test_multilayer.py --
 20,000 steps. Seeds are not comparable one by one: every seed here has a teacher, a student and samples of its own. \
 The published dynamics are those of *mean_field*, except that they leave the biases above a layer out of its H; with \
 one hidden layer their H = β ⊙ E[d dᵀ] is the mean of H. *exact* is the gradient of the same batches."""
+
+LIMIT = 2e-3  # above the published others
+EXCEPTIONS = """Where a seed has a larger one, it is of one of three kinds: a node that is alike with another, whose \
+fan-out is the opposite, so that their sum does nothing and nothing pulls at it; a node that is hardly ever active, and \
+so hardly ever moved; or one that is still on its way to 0. The largest of every such seed:"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,6 +71,8 @@ def page(folder: RunFolder, results: xr.Dataset) -> list[Block]:
         Heading("Beside the published readings"),
         Text(ABOUT),
         comparison(results, nodes, steps),
+        Text(EXCEPTIONS),
+        exceptions(folder, results),
         *matrix_dynamics_blocks(results, folder.config),
         Heading("How it was made"),
         Text("`fastspec matrix-dynamics`, then `python -m studies.over_parameterization RUN`. Arrays: `summary.nc`."),
@@ -90,6 +100,31 @@ def comparison(results: xr.Dataset, nodes: int, steps: str) -> Table:
         "seeds with all below 2e-3",
     )
     return Table(f"Fan-out norms after {steps}", columns, rows)
+
+
+def exceptions(folder: RunFolder, results: xr.Dataset) -> Table:
+    """The largest fan-out of another than a lucky node, where it is above the published ones, and why."""
+    nodes, rows = folder.config["widths"][1], []
+    weights = load_tensors(folder.path / WEIGHTS, "weights of a run")[0]
+    x = gaussian(20_000, folder.config["widths"][0], std=folder.config["x_std"], seed=0, dtype=torch.float64)
+    for method in results.dynamics.values:
+        for seed in results.seed.values:
+            w1, b1, w2 = (weights[f"student {method} seed {seed}.{name}"].double() for name in ("w1", "b1", "w2"))
+            fan_out = w2.norm(dim=0)
+            k = nodes + int(fan_out[nodes:].argmax())
+            if fan_out[k] <= LIMIT:
+                continue
+            hidden = torch.relu(x @ w1.T + b1)
+            alike = torch.corrcoef(hidden.T)[k].nan_to_num(-1.0)
+            alike[k] = -1.0
+            j = int(alike.argmax())
+            before = float(results.fan_out.sel(dynamics=method, seed=seed, student=k).isel(layer=0, step=-2))
+            cells = [f"{before:.4f}", f"{fan_out[k]:.4f}", f"{(hidden[:, k] > 0).double().mean():.3f}"]
+            together = (w2[:, k] + w2[:, j]).norm()
+            rows.append([f"{method}, seed {seed}, node {k}", *cells, f"{alike[j]:.3f} (node {j})", f"{together:.4f}"])
+    step = int(results.step[-2])
+    columns = ("node", f"fan-out at step {step:,}", "at the end", "active", "most alike", "norm of both fan-outs' sum")
+    return Table("Other nodes that keep a fan-out", columns, rows)
 
 
 def summary(results: xr.Dataset) -> xr.Dataset:

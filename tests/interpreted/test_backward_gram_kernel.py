@@ -18,7 +18,7 @@ BOTH = (True, True)
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch):
-    """Tiles, spans and rounds so small that 27 samples of 3 rows have several of each."""
+    """Tiles, spans and rounds so small that 15 samples of 3 rows have several of each."""
     monkeypatch.setattr(kernel, "TILES", dict.fromkeys(PRECISIONS, (8, 4, 16, 4, 1)))
     monkeypatch.setattr(kernel, "SPAN", 16)
     monkeypatch.setattr(kernel, "WORKSPACE", 9000)
@@ -38,7 +38,7 @@ def assert_exact(args, ungated=True, within=True, precision="fp32"):
 
 @pytest.mark.parametrize("population", [(), (2,)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("samples, rows, m, n", [(27, 3, 5, 21), (30, 1, 8, 16), (1, 1, 1, 1), (2, 40, 6, 4)])
+@pytest.mark.parametrize("samples, rows, m, n", [(15, 3, 5, 21), (30, 1, 8, 16), (1, 1, 1, 1), (2, 25, 6, 4)])
 def test_exact(population, dtype, samples, rows, m, n):
     args = [placed(a, "rows") for a in problem(samples, rows, m, n, *population, dtype=dtype)]
     assert_exact(args, precision="fp64" if dtype == torch.float64 else "fp32")
@@ -58,7 +58,7 @@ def test_what_was_not_asked_for_is_empty(gated, ungated, within):
 
 def test_exact_in_tiles_of_their_true_size(monkeypatch):
     monkeypatch.undo()
-    assert_exact(problem(70, 61, 70, 130))
+    assert_exact(problem(11, 13, 70, 66))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[2:])
@@ -81,12 +81,12 @@ def test_empty_problems(shape):
 
 
 def test_within_twice_the_error_of_torch():
-    args = problem(60, 5, 9, 35, integer=False)
+    args = problem(40, 3, 5, 18, integer=False)
     exact = reference.backward_gram(*(a.double() for a in args), *BOTH, "fp64")
     got, peer = (way.backward_gram(*args, *BOTH, "fp32") for way in (kernel, reference))
     for a, p, w in zip(got, peer, exact, strict=True):
         error, of_torch = (float((x - w).abs().max() / w.abs().max()) for x in (a, p))
-        assert error <= 2 * of_torch + torch.finfo(torch.float32).eps * 300**0.5
+        assert error <= 2 * of_torch + torch.finfo(torch.float32).eps * 120**0.5
 
 
 @pytest.mark.parametrize("stride", [2**31 - 64, 2**31 + 64])

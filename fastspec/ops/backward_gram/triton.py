@@ -18,10 +18,10 @@ WORKSPACE = 64 * 2**20  # bytes of the spans' sums
 # rows, teacher nodes, student nodes of a tile; warps; stages
 TILES = {
     "fp64": (16, 32, 32, 4, 1),
-    "fp32": (32, 64, 64, 8, 2),
-    "tf32x3": (32, 64, 64, 8, 1),
-    "tf32": (32, 64, 128, 8, 2),
-    "bf16": (64, 64, 128, 8, 2),
+    "fp32": (16, 64, 64, 8, 1),
+    "tf32x3": (16, 64, 64, 8, 1),
+    "tf32": (32, 64, 64, 8, 2),
+    "bf16": (32, 64, 64, 8, 2),
 }
 
 

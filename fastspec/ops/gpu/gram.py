@@ -52,8 +52,9 @@ def gram_kernel(
     p_s += i_p * s_s_student + i_s[None, :] * s_s_node
     b_beta = tl.zeros([TEACHERS, STUDENTS], SUM)
     b_h = tl.zeros([TEACHERS, STUDENTS], SUM)
-    for k in range(0, span, ROWS):
-        i_row = first + i_span * span + k + tl.arange(0, ROWS)
+    start = first + i_span * span
+    for k in range(0, tl.minimum(span, rows - start), ROWS):
+        i_row = start + k + tl.arange(0, ROWS)
         m_row = i_row < rows
         i_x = i_row // each
         i_r = i_row - i_x * each
