@@ -33,8 +33,8 @@ one hidden layer their H = β ⊙ E[d dᵀ] is the mean of H. *exact* is the gra
 
 LIMIT = 2e-3  # above the published others
 EXCEPTIONS = """Where a seed has a larger one, it is of one of three kinds: a node that is alike with another, whose \
-fan-out is the opposite, so that their sum does nothing and nothing pulls at it; a node that is hardly ever active, and \
-so hardly ever moved; or one that is still on its way to 0. The largest of every such seed:"""
+fan-out is the opposite, so that their sum does nothing and nothing pulls at it; a node that is hardly ever active, \
+and so hardly ever moved; or one that is still on its way to 0. The largest of every such seed:"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

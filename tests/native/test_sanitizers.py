@@ -109,7 +109,6 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
         "row_size = right.layer[at].nodes + 1",
         "row_size = right.layer[at].nodes",
     ),
-    "gates left out": ("chain_gram", ADDRESS, "chain_gram.h", "z * v.load(a.gate + j)", "z"),
     "half a symmetric matrix": ("chain_gram", ADDRESS, "chain_gram.h", "own && l < top()", "false"),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }
