@@ -100,7 +100,6 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
     ),
     "one workspace for all cores": ("two_layer_sgd", THREAD, "two_layer_sgd.h", "part * each.used", "0 * each.used"),
     "an open gate": ("two_layer_sgd", ADDRESS, "student.h", "on ? g : rule_.slope * g", "on ? g : g"),
-    "scratch of one core for all": ("chain_gram", THREAD, "chain_gram.h", "part * each.used", "0 * each.used"),
     "one slot for all blocks": ("chain_gram", THREAD, "chain_gram.h", "first_slot + slot * values_);", "first_slot);"),
     "a row of sums without room": (
         "chain_gram",
@@ -109,7 +108,6 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
         "row_size = right.layer[at].nodes + 1",
         "row_size = right.layer[at].nodes",
     ),
-    "half a symmetric matrix": ("chain_gram", ADDRESS, "chain_gram.h", "own && l < top()", "false"),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }
 
