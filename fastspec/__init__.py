@@ -10,7 +10,7 @@ print(report)
 
 import warnings
 
-from fastspec import data, initialization, matching, networks, pruning, statistics, teachers
+from fastspec import data, initialization, matching, networks, pruning, statistics, teachers, theory
 from fastspec.config import show_config
 from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
@@ -49,5 +49,6 @@ __all__ = [
     "show_config",
     "statistics",
     "teachers",
+    "theory",
     "train_two_layer",
 ]

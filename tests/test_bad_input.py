@@ -247,6 +247,44 @@ OF_TRAINING: list[Case] = [
     ("indices", "samples there are not", trained(indices=torch.full((2, 4), N))),
     ("indices", "empty batches", trained(indices=torch.zeros(2, 0, dtype=torch.int64))),
 ]
+deep, deep_student = fs.MLP([D, M, M, C]), fs.MLP([D, K, K, C], seed=1)
+normed = fs.MLP([D, K, K, C], batch_norm="before")
+gelu = nn.Sequential(nn.Linear(D, K), nn.ReLU(), nn.Linear(K, K), nn.GELU(), nn.Linear(K, C))
+
+
+def theory(name: str, a: object = deep, b: object = deep_student, data: object = x, **options):
+    return lambda: getattr(fs.theory, name)(a, b, data, **options)
+
+
+OF_THEORY: list[Case] = [
+    ("student", "depth", theory("backward_gram", b=student)),
+    ("student", "outputs", theory("backward_gram", b=fs.MLP([D, K, K, C + 1]))),
+    ("student", "inputs of networks", theory("backward_gram", b=fs.MLP([D + 1, K, K, C]))),
+    ("student, layer 'norms.0'", "batch norm in training mode", theory("backward_gram", b=normed)),
+    ("teacher, layer 'norms.0'", "batch norm in training mode", theory("backward_gram", a=normed)),
+    ("student, layer '3'", "an unsupported layer", theory("backward_gram", b=gelu)),
+    ("student", "a module without ReLU", theory("backward_gram", b=nn.Linear(D, C))),
+    ("teacher", "no network", theory("backward_gram", a=W)),
+    ("teacher, weight of layer 1", "NaN in a weight", theory("backward_gram", a=spoiled_network(), b=student)),
+    ("data, batch 0", "inputs", theory("backward_gram", data=x[:, :5])),
+    ("data, batch 0", "dtype", theory("backward_gram", data=x.double())),
+    ("data, batch 1", "NaN", theory("backward_gram", data=[x, spoiled(x)])),
+    ("data", "no samples", theory("backward_gram", data=x[:0])),
+    ("batch_size", "0", theory("backward_gram", batch_size=0)),
+    ("student", "depth", theory("gradient_terms", b=student)),
+    ("student", "outputs", theory("gradient_terms", b=fs.MLP([D, K, K, C + 1]))),
+    ("teacher, layer 'norms.0'", "batch norm in training mode", theory("gradient_terms", a=normed)),
+    ("student, layer '3'", "an unsupported layer", theory("gradient_terms", b=gelu)),
+    ("x", "inputs", theory("gradient_terms", data=x[:, :5])),
+    ("x", "NaN", theory("gradient_terms", data=spoiled(x))),
+    ("x", "no samples", theory("gradient_terms", data=x[:0])),
+    ("student", "no MLP", theory("updates", b=gelu)),
+    ("method", "unknown option", theory("updates", method="fast")),
+    ("x", "device", theory("updates", data=x.to("meta"))),
+    ("x", "no tensor", theory("second_moments", data=x.tolist())),
+    ("student weight", "inputs", lambda: fs.theory.alignment((W, B), (V[:, :5], A))),
+    ("moments", "no counts", lambda: fs.theory.observers(moments)),
+]
 CALLS = {
     "moments": OF_MOMENTS,
     "layers": OF_LAYERS,
@@ -254,6 +292,7 @@ CALLS = {
     "networks": OF_NETWORKS,
     "data": OF_DATA,
     "training": OF_TRAINING,
+    "theory": OF_THEORY,
 }
 ROWS = list(chain.from_iterable(CALLS.values()))
 IDS = [f"{group}: {argument}, {what}" for group, cases in CALLS.items() for argument, what, _ in cases]
@@ -272,6 +311,8 @@ OPTIONS = [
     ("multi", ["two-layer", "--multi", "0"]),
     ("held_out", ["digits", "--held-out", "2"]),
     ("student_lr", ["digits", "--student-lr", "nan"]),
+    ("widths", ["matrix-dynamics", "--widths", "10", "30"]),
+    ("lr", ["matrix-dynamics", "--lr", "nan"]),
     ("batch_size", ["measure", "teacher", "student", "x.safetensors", "--batch-size", "0"]),
     ("data, batch 0", ["measure", "teacher", "student", "wide.safetensors"]),
     ("data, batch 0", ["measure", "teacher", "student", "nan.safetensors"]),

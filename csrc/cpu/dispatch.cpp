@@ -3,6 +3,7 @@
 #include <numeric>
 #include <vector>
 
+#include "fastspec/chain_gram.h"
 #include "fastspec/instruction_set.h"
 #include "fastspec/moments.h"
 #include "fastspec/two_layer_sgd.h"
@@ -15,6 +16,9 @@ void compute_moments_avx512(const MomentsProblem&, const Parallel&);
 void train_two_layer_baseline(const TrainingProblem&, const int64_t*, const Parallel&);
 void train_two_layer_avx2(const TrainingProblem&, const int64_t*, const Parallel&);
 void train_two_layer_avx512(const TrainingProblem&, const int64_t*, const Parallel&);
+void compute_chain_gram_baseline(const ChainGramProblem&, const Parallel&);
+void compute_chain_gram_avx2(const ChainGramProblem&, const Parallel&);
+void compute_chain_gram_avx512(const ChainGramProblem&, const Parallel&);
 
 namespace {
 
@@ -46,6 +50,14 @@ void train_two_layer(const TrainingProblem& problem, const Parallel& parallel) {
   if (chosen == InstructionSet::avx2) return train_two_layer_avx2(problem, order.data(), parallel);
 #endif
   train_two_layer_baseline(problem, order.data(), parallel);
+}
+
+void compute_chain_gram(const ChainGramProblem& problem, const Parallel& parallel) {
+#if defined(__x86_64__)
+  if (chosen == InstructionSet::avx512) return compute_chain_gram_avx512(problem, parallel);
+  if (chosen == InstructionSet::avx2) return compute_chain_gram_avx2(problem, parallel);
+#endif
+  compute_chain_gram_baseline(problem, parallel);
 }
 
 }  // namespace fastspec

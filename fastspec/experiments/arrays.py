@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Array = tuple[tuple[str, ...], float | np.generic, str]  # dimensions, what fills it, what it means
 
 
-def labelled(coordinates: Mapping[str, Sequence[float]], arrays: Mapping[str, Array]) -> xr.Dataset:
+def labelled(coordinates: Mapping[str, Sequence[float] | Sequence[str]], arrays: Mapping[str, Array]) -> xr.Dataset:
     """A data set of filled arrays of the dtype of what fills them: float64 and int64 for Python's numbers."""
     import xarray as xr
 

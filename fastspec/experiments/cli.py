@@ -19,7 +19,9 @@ from fastspec.experiments.console import Console
 from fastspec.experiments.demo import Demo
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
+from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
+from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.summary import print_summary
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
@@ -63,6 +65,18 @@ def two_layer(
 
 def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", overwrite: bool = False) -> None:
     """A deep teacher learns handwritten digits, wider students learn from its logits.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def matrix_dynamics(
+    experiment: OmitArgPrefixes[MatrixDynamics], out: Path = RUNS / "matrix-dynamics", overwrite: bool = False
+) -> None:
+    """Over-realised students follow the matrix dynamics of Luck Matters: who keeps a fan-out, and who loses it.
 
     Args:
         out: Folder of the run; an unfinished run there goes on.
@@ -133,6 +147,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "two-layer": two_layer,
     "digits": digits,
+    "matrix-dynamics": matrix_dynamics,
     "measure": measure,
     "report": report,
     "doctor": doctor,
@@ -177,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(experiment: Demo | TwoLayer | Digits, out: Path, overwrite: bool) -> None:
+def _run(experiment: Demo | Experiment, out: Path, overwrite: bool) -> None:
     try:
         experiment.run(out, overwrite=overwrite, console=Console())
         print_summary(redraw(out), out)

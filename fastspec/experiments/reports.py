@@ -9,6 +9,7 @@ from fastspec import report
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
+from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
 from fastspec.ops.checks import refuse
 from fastspec.two_layer_report import two_layer_blocks
 
@@ -16,6 +17,7 @@ TITLES = {
     "demo": "fastspec demo: which student node has become which teacher node",
     "two-layer": "fastspec two-layer",
     "digits": "fastspec digits",
+    "matrix-dynamics": "fastspec matrix-dynamics",
 }
 
 
@@ -37,6 +39,7 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
     drawn: dict[str, Callable[..., list[report.Block]]] = {
         "two-layer": two_layer_blocks,
         "digits": digits_blocks,
+        "matrix-dynamics": matrix_dynamics_blocks,
     }
     if folder.experiment == "demo":
         parts = [(name, RunFolder.load(folder.path / name)) for name in (GAUSSIAN, DIGITS)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import NoReturn
@@ -93,6 +93,7 @@ def override(name: str, op: library.Implementations, device: str) -> Callable | 
     return partial(_refuse, name) if (name, device) == ("cpu", "CUDA") else None
 
 
-def _refuse(name: str, tensor: torch.Tensor, *args: object) -> NoReturn:
+def _refuse(name: str, first: torch.Tensor | Sequence[torch.Tensor], *args: object) -> NoReturn:
+    tensor = first if isinstance(first, torch.Tensor) else first[0]
     takes = {"cpu": "tensors of the CPU", "triton": "CUDA tensors; on the CPU, set TRITON_INTERPRET=1"}
     refuse("tensors", f"device {tensor.device} with the forced backend {name!r}", takes[name])

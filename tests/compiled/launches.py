@@ -23,6 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastspec.ops.backward_gram import triton as backward_gram
 from fastspec.ops.cross_moments import triton as cross_moments
 from fastspec.ops.gpu import accumulate, devices
 from fastspec.ops.layer_moments import plans
@@ -42,6 +43,7 @@ LAUNCHED = (
     (accumulate, "centre_kernel"),
     (linear_relu, "linear_relu_kernel"),
     (linear_relu, "sum_blocks_kernel"),
+    (backward_gram, "gram_kernel"),
 )
 
 
@@ -171,6 +173,11 @@ def _calls() -> dict[str, Launch]:
         with recorded() as launches:
             linear_relu.linear_relu(*_layer(100, dtype)[3:], 0.0, precision)
         keep(f"with gates, {precision}", launches, ("linear_relu_kernel", "sum_blocks_kernel"))
+        with recorded() as launches:
+            teacher, student = torch.empty(64, 100, 250, dtype=dtype), torch.empty(2, 64, 100, 1000, dtype=dtype)
+            gates = teacher[:, 0].clone(), student[:, :, 0].clone()
+            backward_gram.backward_gram(teacher, gates[0], student, gates[1], True, False, precision)
+        keep(f"gated and not, {precision}", launches, ("gram_kernel",))
     distinct: dict[str, str] = {}  # many calls come to the same kernel
     for name in sorted(named):
         launch = named[name]

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.two_layer import TwoLayer
 
 
@@ -21,6 +22,13 @@ def tiny_two_layer():
 @pytest.fixture(scope="session")
 def tiny_digits():
     return Digits(hidden=(6, 5), multi=(1, 2), seeds=2, teacher_steps=30, student_steps=20, measurements=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_matrix_dynamics():
+    return MatrixDynamics(
+        widths=(4, 3, 5, 4), seeds=2, batch_size=8, steps=20, evaluation_samples=50, measurements=4, dtype="float32"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,13 @@ import pytest
 
 from fastspec.ops.library import INSTRUCTION_SETS
 
-FILES = ("test_cross_moments", "test_layer_moments", "test_two_layer_sgd", "test_two_layer_sgd_kernel")
+FILES = (
+    "test_cross_moments",
+    "test_layer_moments",
+    "test_two_layer_sgd",
+    "test_two_layer_sgd_kernel",
+    "test_chain_gram",
+)
 COSTLY = "not compiles and not opcheck and not dispatcher"  # say nothing about instruction sets
 
 

@@ -44,7 +44,7 @@ def run(binary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(binary), *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("driver", ["moments", "two_layer_sgd"])
+@pytest.mark.parametrize("driver", ["moments", "two_layer_sgd", "chain_gram"])
 @pytest.mark.parametrize(
     "isa, sanitizers",
     [("baseline", "address,undefined"), ("avx2", "thread"), ("avx512", "address,undefined"), ("avx512", "thread")],
@@ -100,6 +100,14 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
     ),
     "one workspace for all cores": ("two_layer_sgd", THREAD, "two_layer_sgd.h", "part * each.used", "0 * each.used"),
     "an open gate": ("two_layer_sgd", ADDRESS, "student.h", "on ? g : rule_.slope * g", "on ? g : g"),
+    "one slot for all blocks": ("chain_gram", THREAD, "chain_gram.h", "first_slot + slot * values_);", "first_slot);"),
+    "a row of sums without room": (
+        "chain_gram",
+        ADDRESS,
+        "chain_gram.h",
+        "row_size = right.layer[at].nodes + 1",
+        "row_size = right.layer[at].nodes",
+    ),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }
 

@@ -1,0 +1,26 @@
+"""The theory of teacher-student ReLU networks: the structure of their gradients, and the dynamics that follow from it.
+
+Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
+"""
+
+from fastspec.theory.alignment import Alignment, alignment, observers
+from fastspec.theory.backward import LayerGram, backward_gram
+from fastspec.theory.dynamics import Moments, second_moments, step, updates
+from fastspec.theory.gradients import GradientTerms, gradient_terms
+from fastspec.theory.normalization import Projection, batch_norm_projections
+
+__all__ = [
+    "Alignment",
+    "GradientTerms",
+    "LayerGram",
+    "Moments",
+    "Projection",
+    "alignment",
+    "backward_gram",
+    "batch_norm_projections",
+    "gradient_terms",
+    "observers",
+    "second_moments",
+    "step",
+    "updates",
+]
