@@ -21,6 +21,7 @@ from benchmarks.gpu.result import Result, about, failure
 from benchmarks.harness import Entry
 
 TESTS = "tests/gpu"
+STATES = ("passed", "not there", "left out", "failed")  # the worst last
 SMALL = ("tests/gpu/test_gpu_small_calls.py", "tests/gpu/test_gpu_small_populations.py")
 NO_TESTS = 5  # exit status of pytest
 PYTEST_WORKERS = 4  # where xdist is there: most of the time goes into compiling kernels
@@ -54,11 +55,17 @@ def test(until: float, outcomes: Path, only: str | None, device: str) -> Entry:
 
 
 def sanitizer(until: float) -> Entry:
-    """Small calls of every op under compute-sanitizer's memcheck."""
+    """Small calls of every op under compute-sanitizer's memcheck, those of CUDA C++ kernels under racecheck too."""
+    found = [_sanitized("memcheck", SMALL, until), _sanitized("racecheck", SMALL[1:], until)]
+    worst = max(found, key=lambda part: STATES.index(part["state"]))
+    return {"state": worst["state"], "why": "; ".join(part["why"] for part in found)}
+
+
+def _sanitized(checker: str, tests: Sequence[str], until: float) -> Entry:
     tool = find_sanitizer()
     if tool is None:
         return {"state": "not there", "why": "no compute-sanitizer on PATH or beside nvcc"}
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "99", *_pytest(until, None), "-x", *SMALL]
+    command = [tool, "--tool", checker, "--error-exitcode", "99", *_pytest(until, None), "-x", *tests]
     done = run(command, until, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     said = [line for line in done.output.splitlines() if line.startswith("=========")]
     why = said[-1].strip("= ") if said else f"status {done.status}"
@@ -66,7 +73,7 @@ def sanitizer(until: float) -> Entry:
         return {"state": "left out", "why": "ended, the time was over"}
     if any("not supported" in line.lower() for line in said):
         return {"state": "not there", "why": f"compute-sanitizer does not work here: {said[0].strip('= ')}"}
-    return {"state": "passed" if done.status == 0 else "failed", "why": why}
+    return {"state": "passed" if done.status == 0 else "failed", "why": f"{checker}: {why}"}
 
 
 def find_sanitizer() -> str | None:

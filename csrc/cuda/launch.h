@@ -6,7 +6,7 @@ namespace fastspec {
 namespace block {
 
 struct DeviceFacts {
-  int multiprocessors, shared_bytes, block_shared_bytes, major;
+  int multiprocessors, shared_bytes, block_shared_bytes, major;  // a block's: what a launch may ask for
 };
 
 // What the plans need to know of a GPU; false if there is none of this number.

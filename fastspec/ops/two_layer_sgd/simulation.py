@@ -15,11 +15,11 @@ class Device(NamedTuple):
 
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor
-    block_shared_bytes: int  # of a block at most
+    block_shared_bytes: int  # of a block at most, beside the kernel's static shared memory
     cluster_blocks: int  # blocks of a cluster at most; 1 without clusters
 
 
-H200 = Device(132, 228 * 1024, 227 * 1024, 8)
+H200 = Device(132, 228 * 1024, 227 * 1024 - 64, 8)
 
 
 class Cost(NamedTuple):
