@@ -18,7 +18,7 @@ from fastspec.networks import MLP, ConvNet
 from fastspec.ops.backends import backend, default_device
 from fastspec.ops.library import native_error
 from fastspec.populations import Population
-from fastspec.training import History, train_two_layer
+from fastspec.training import History, TrainingHistory, train, train_two_layer
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "Measurement",
     "Population",
     "PopulationMeasurement",
+    "TrainingHistory",
     "backend",
     "cross_moments",
     "data",
@@ -50,5 +51,6 @@ __all__ = [
     "statistics",
     "teachers",
     "theory",
+    "train",
     "train_two_layer",
 ]
