@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastspec import config
 from fastspec.experiments.console import Console
+from fastspec.experiments.deep import LUCK_MATTERS, STUDENT_SPECIALIZATION, Deep
 from fastspec.experiments.demo import Demo
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
@@ -29,7 +30,11 @@ from fastspec.ops.backends import default_device
 from fastspec.ops.checks import refuse
 
 RUNS = Path("fastspec-runs")
-PRESETS = {"icml2020": ICML2020}
+PRESETS: dict[str, tuple[str, Experiment]] = {  # command and options
+    "icml2020": ("two-layer", ICML2020),
+    "luck-matters": ("deep", LUCK_MATTERS),
+    "student-specialization": ("deep", STUDENT_SPECIALIZATION),
+}
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 ABOUT = """Which student node has become which teacher node, when, and why?
 
@@ -57,6 +62,22 @@ def two_layer(
 
     Args:
         preset: Start from a published study, icml2020 (Student Specialization); options beside it replace its own.
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def deep(
+    experiment: OmitArgPrefixes[Deep],
+    preset: Literal["luck-matters", "student-specialization"] | None = None,
+    out: Path = RUNS / "deep",
+    overwrite: bool = False,
+) -> None:
+    """Deep students learn a deep separated teacher from Gaussian inputs.
+
+    Args:
+        preset: Start from a published experiment; options beside it replace its own.
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """
@@ -146,6 +167,7 @@ def doctor(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "two-layer": two_layer,
+    "deep": deep,
     "digits": digits,
     "matrix-dynamics": matrix_dynamics,
     "measure": measure,
@@ -164,8 +186,11 @@ def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
         return COMMANDS  # where the mistake is explained
     if preset is None:
         return COMMANDS
-    started = partial(two_layer, experiment=PRESETS[preset], out=RUNS / f"two-layer-{preset}")
-    return {**COMMANDS, "two-layer": started}
+    command, experiment = PRESETS[preset]
+    if command not in given:
+        return COMMANDS  # where the mistake is explained
+    started = partial(COMMANDS[command], experiment=experiment, out=RUNS / f"{command}-{preset}")
+    return {**COMMANDS, command: started}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.two_layer import TwoLayer
@@ -29,6 +30,14 @@ def tiny_matrix_dynamics():
     return MatrixDynamics(
         widths=(4, 3, 5, 4), seeds=2, batch_size=8, steps=20, evaluation_samples=50, measurements=4, dtype="float32"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_deep():
+    return Deep(
+        hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(60, 100), evaluation_samples=80,
+        data_std=1.0, steps=40, batch_size=10, lr=0.3, lr_drop_epoch=5, measurements=4,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
