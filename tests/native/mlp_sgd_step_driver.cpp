@@ -156,8 +156,8 @@ void check(const Shape& s, fastspec::Scalar scalar) {
     fastspec::FASTSPEC_ISA::train_deep(p, {parts, run_threads});
     return r;
   };
-  const Result got = train(4), alone = train(1);
-  for (int64_t i = 0; i < all; ++i) expect(got.parameters[i] == alone.parameters[i], "bits of one thread and four");
+  const Result got = train(7), alone = train(1);
+  for (int64_t i = 0; i < all; ++i) expect(got.parameters[i] == alone.parameters[i], "bits of one thread and seven");
 
   const double limit = sizeof(T) == 4 ? 3e-5 : 1e-12;
   const auto close = [&](double a, double b, const char* what) {
