@@ -64,6 +64,25 @@ def _by_layer(results: xr.Dataset, values: xr.DataArray, label: str, *, log: boo
     return figure
 
 
+def blocks(results: xr.Dataset) -> Figure:
+    """Norms of the blocks of E[beta] and E[H] by layer, of the first seed of the last kind of students."""
+    one = results.sel(kinds(results)[-1][1]).isel(seed=0)
+    with panels(2, len(results.layer), width=2.4, height=2.1, sharex=True, sharey="row") as (figure, axes):
+        for row, (name, label) in enumerate((("beta_blocks", "E[β]"), ("h_blocks", "E[H]"))):
+            for ax, layer in zip(axes[row], results.layer.values, strict=True):
+                for i, block in enumerate(results.block.values):
+                    line = one[name].sel(layer=layer, block=block)
+                    ax.plot(times(results), line, label=block, **look(i, len(results.step)))
+                ax.set_yscale("log")
+                time_axis(ax, results)
+                if row == 0:
+                    ax.set_title(f"hidden layer {layer}")
+            axes[row, 0].set_ylabel(f"norm of a block of {label}")
+        figure.supxlabel(unit(results), fontsize=9)
+        legend(figure, axes[0, 0], "student nodes")
+    return figure
+
+
 def losses(results: xr.Dataset, outputs: int) -> Figure:
     """Squared difference averaged over samples and outputs, on held-out inputs and in training, mean over seeds."""
     with panels(1, 2, width=3.3, height=2.8, sharex=True, sharey=True) as (figure, axes):

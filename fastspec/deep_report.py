@@ -56,6 +56,12 @@ def deep_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = "") 
             deep_plots.matches(results, THRESHOLD),
         ),
         Picture(
+            f"{name}blocks",
+            "Norms of the blocks of E[β] and E[H] of a layer: among the student nodes that win a teacher node at the "
+            f"end, between them and the others, and among the others; first seed, {kinds(results)[-1][0]} students.",
+            deep_plots.blocks(results),
+        ),
+        Picture(
             f"{name}l-shape",
             "Strength of every student node, the root mean square of what a unit of its activation adds to the "
             f"outputs, against its largest correlation; {kinds(results)[-1][0]} students.",

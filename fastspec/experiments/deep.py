@@ -11,16 +11,18 @@ from torch import Tensor
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
 from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Console
-from fastspec.experiments.deep_job import HELD_OUT_SEED, STRENGTH_SAMPLES, Job, strengths
+from fastspec.experiments.deep_job import GRAM_SAMPLES, HELD_OUT_SEED, Job
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_each, check_grid, check_not_negative
 from fastspec.experiments.results import TIMINGS, RunFolder
 from fastspec.ops.checks import check_integer, check_real, refuse
+from fastspec.theory import backward_gram
 
 if TYPE_CHECKING:
     import xarray as xr
 
 GRID = ("samples", "multi", "seed")
+BLOCKS = ("winners", "winners and others", "others")  # student nodes that win a teacher node at the end, or do not
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ class Deep(Experiment):
                 console.say(f"{job.name}: {took}")
         teacher, held_out = jobs[0].teacher(), jobs[0].inputs(self.evaluation_samples, HELD_OUT_SEED)
         results, weights = self._empty(), named("teacher", teacher)
+        grams = backward_gram(teacher, teacher, held_out[:GRAM_SAMPLES], progress=False)
         activity = [(h > 0).float().mean(0) for h in teacher.activations(held_out)]
         for name, tables in (
-            ("teacher_strength", strengths(teacher, held_out[:STRENGTH_SAMPLES])),
+            ("teacher_strength", [gram.teacher_strength().float() for gram in grams.values()]),
             ("teacher_activity", activity),
         ):
             for layer, table in enumerate(tables, start=1):
@@ -159,6 +162,7 @@ class Deep(Experiment):
                 "layer": range(1, len(self.hidden) + 1),
                 "teacher": range(max(self.hidden)),
                 "student": range(max(self.hidden) * max(self.multi)),
+                "block": BLOCKS,
             },
             {
                 "loss": (step, np.nan, "mean over held-out samples of 1/2 |teacher - student|^2"),
@@ -176,6 +180,8 @@ class Deep(Experiment):
                 ),
                 "teacher_strength": (("layer", "teacher"), nan, "the same of a teacher node"),
                 "teacher_activity": (("layer", "teacher"), nan, "share of held-out samples on which it is active"),
+                "beta_blocks": ((*layer, "block"), nan, "norms of blocks of E[beta], of the first student of a width"),
+                "h_blocks": ((*layer, "block"), nan, "the same of E[H]"),
                 "max_correlation": (student, nan, "largest correlation of a student node with a teacher node"),
                 "diverged_step": (GRID, -1, "step at which a student diverged and stopped, -1 for none"),
             },

@@ -20,6 +20,7 @@ from fastspec.networks import MLP, student_like
 from fastspec.ops.backends import default_device
 from fastspec.statistics import best, rank_of
 from fastspec.tensor_files import load_tensors, save_tensors
+from fastspec.theory import backward_gram
 from fastspec.training import TrainingHistory, train
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fastspec.experiments.deep import Deep
 
 PART, FOUND = "measurement of a deep run", "findings of a deep job"
-STRENGTH_SAMPLES = 512  # held-out samples over which nodes' strengths are averaged
+GRAM_SAMPLES = 512  # held-out samples over which beta and H are averaged
 HELD_OUT_SEED = 1  # of the evaluation samples; training samples have seed 0, fresh ones 2 and above
 
 
@@ -126,8 +127,7 @@ class Job:
             assert measured is not None
             clock.lap(self.name, "training")
             found = _recorded(measured.to("cpu"), len(seeds))
-            rows = [strengths(student, held_out[:STRENGTH_SAMPLES]) for student in students]
-            found |= {f"strength{layer}": torch.stack(parts) for layer, parts in enumerate(zip(*rows, strict=True))}
+            found |= _backward(teacher, students, held_out[:GRAM_SAMPLES])
             save_tensors(self._part(folder, seeds, step), PART, found)
             clock.lap(self.name, "evaluation")
             clock.save()
@@ -173,6 +173,9 @@ class Job:
             row["rank"] = _padded([rank_of(w, r).float() for w, r in zip(winners, rho, strict=True)], widest)
             row["max_correlation"] = _padded([b.values for b in own], widest * self.multi)
             row["strength"] = _padded([part[f"strength{layer}"] for layer in layers], widest * self.multi)
+            for name in ("beta", "h"):
+                norms = [block_norms(part[f"{name}{layer}"], winners[layer][0]) for layer in layers]
+                row[f"{name}_blocks"] = _first_of(torch.stack(norms), len(seeds))
             rows.append(row)
         found = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
         found["loss_train"] = _since_last(history.loss.view(len(seeds), -1), steps)
@@ -194,22 +197,6 @@ class Job:
         return folder.part(f"{self.name}.found.safetensors")
 
 
-@torch.no_grad()
-def strengths(network: MLP, x: Tensor) -> list[Tensor]:
-    """sqrt(E beta_kk) of every node of each hidden layer, lowest first, [n] float32: the root mean square over samples
-    of the norm of what a unit of the node's activation adds to the outputs; the fan-out norm in the top hidden layer
-    (Luck Matters, Tian et al. 2019)."""
-    layers, activations = network.folded(), network.eval().activations(x)
-    found: list[Tensor] = []
-    ways = layers[-1][0].expand(len(x), -1, -1)  # [N, C, n], from a hidden layer to the outputs
-    for i in reversed(range(len(activations))):
-        found.insert(0, ways.square().sum(1).mean(0).sqrt().float().cpu())
-        if i:
-            gate = torch.where(activations[i] > 0, 1.0, network.negative_slope).to(x)
-            ways = (ways * gate.unsqueeze(1)) @ layers[i][0]
-    return found
-
-
 def _recorded(measured: Measurement, students: int) -> dict[str, Tensor]:
     """Of a snapshot: loss [P], correlation<layer> [P, m, n] float32, constant nodes [P, layers]."""
     assert measured.loss is not None
@@ -223,6 +210,23 @@ def _recorded(measured: Measurement, students: int) -> dict[str, Tensor]:
     }
 
 
+def _backward(teacher: MLP, students: list[MLP], x: Tensor) -> dict[str, Tensor]:
+    """strength<layer> [P, n], and beta<layer> and h<layer> [n, n] of the first student, float32."""
+    grams = [list(backward_gram(teacher, student.eval(), x, progress=False).values()) for student in students]
+    found = {}
+    for layer, parts in enumerate(zip(*grams, strict=True)):
+        found[f"strength{layer}"] = torch.stack([gram.strength() for gram in parts])
+        found[f"beta{layer}"], found[f"h{layer}"] = parts[0].beta_student_student, parts[0].h_student_student
+    return {name: table.float().cpu() for name, table in found.items()}
+
+
+def block_norms(matrix: Tensor, winners: Tensor) -> Tensor:
+    """Frobenius norms [3] of the blocks of a matrix [n, n]: among winners, between winners and others, among others."""
+    wins = torch.zeros(len(matrix), dtype=torch.bool)
+    wins[winners[winners >= 0]] = True
+    return torch.stack([matrix[a][:, b].norm() for a, b in ((wins, wins), (wins, ~wins), (~wins, ~wins))])
+
+
 def _with_population(table: Tensor, axes: int) -> Tensor:
     return table if table.dim() == axes else table.unsqueeze(0)
 
@@ -230,6 +234,12 @@ def _with_population(table: Tensor, axes: int) -> Tensor:
 def _padded(layers: list[Tensor], nodes: int, value: float = torch.nan) -> Tensor:
     """Tables [P, nodes of a layer] as [P, layer, nodes]."""
     return torch.stack([pad(layer, (0, nodes - layer.shape[-1]), value=value) for layer in layers], 1)
+
+
+def _first_of(table: Tensor, students: int) -> Tensor:
+    """What is known of the first student alone, as [P, ...]."""
+    rest = table.new_full((students - 1, *table.shape), torch.nan)
+    return torch.cat([table[None], rest])
 
 
 def _longer(table: Tensor, steps: int) -> Tensor:

@@ -17,6 +17,7 @@ from fastspec.experiments.deep_job import HELD_OUT_SEED
 from fastspec.measure import measure
 from fastspec.networks import MLP
 from fastspec.tensor_files import load_tensors
+from fastspec.theory import backward_gram
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_deep_and_report(tiny_deep, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Layer scores" in shown and "100 samples" in shown
     drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"scores", "losses", "ranks", "matches", "l-shape"}
+    assert drawn == {"scores", "losses", "ranks", "matches", "blocks", "l-shape"}
 
 
 def test_strength_is_how_outputs_answer_a_node(run):
@@ -187,3 +188,18 @@ def test_strength_is_how_outputs_answer_a_node(run):
         np.testing.assert_allclose(found.isel(layer=layer)[: len(total)], (total / len(x)).sqrt(), rtol=1e-4)
     assert results.teacher_strength.isel(layer=1, teacher=slice(4)).notnull().all()
     assert (results.teacher_activity.isel(layer=0, teacher=slice(3)) > 0).all()
+
+
+def test_blocks_make_up_the_whole(run):
+    results, weights = run
+    student, teacher = network(weights, "n100-x2.student seed 0"), network(weights, "teacher")
+    grams = backward_gram(teacher, student, data.gaussian(80, 5, std=1.0, seed=HELD_OUT_SEED))
+    one = results.sel(samples=100, multi=2, seed=0).isel(step=-1)
+    for layer, gram in enumerate(grams.values()):
+        for name, matrix in (("beta_blocks", gram.beta_student_student), ("h_blocks", gram.h_student_student)):
+            winners, across, others = one[name].isel(layer=layer).values
+            whole = winners**2 + 2 * across**2 + others**2
+            np.testing.assert_allclose(whole, matrix.square().sum(), rtol=1e-4)
+            wins = torch.from_numpy(np.unique(one.best_student.isel(layer=layer)[: (3, 4)[layer]]))
+            np.testing.assert_allclose(winners, matrix[wins][:, wins].norm(), rtol=1e-4)
+    assert results.beta_blocks.sel(seed=1).isnull().all()
