@@ -13,7 +13,7 @@ from fastspec.experiments.results import RunFolder, netcdf
 from fastspec.ops.checks import refuse
 from fastspec.report import markdown, write_figures, write_text
 from studies.deep_gaussian.page import PARTS, page
-from studies.deep_gaussian.summary import summary
+from studies.deep_gaussian.summary import joined, summary
 
 TITLE = "Deep students of separated teachers, reproduced"
 DPI = 80
@@ -22,7 +22,8 @@ DPI = 80
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.deep_gaussian", description=__doc__)
     for name in PARTS:
-        parser.add_argument(name, type=Path, help=f"folder of a run of `fastspec deep --preset {name}`")
+        about = f"folders of runs of `fastspec deep --preset {name}`, one or more"
+        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", dest=name, help=about)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     given = parser.parse_args(arguments)
     try:
@@ -31,20 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def write(runs: dict[str, Path], out: Path) -> None:
+def write(runs: dict[str, list[Path]], out: Path) -> None:
     """Write the study's files into `out` from the folders of runs, by preset."""
-    folders = {name: RunFolder.load(path) for name, path in runs.items()}
-    for folder in folders.values():
+    folders = {name: [RunFolder.load(path) for path in paths] for name, paths in runs.items()}
+    for folder in (folder for several in folders.values() for folder in several):
         if folder.experiment != "deep":
             refuse("folder", f"{str(folder.path)!r}, a run of {folder.experiment!r}", "a deep run")
-    results = {name: folder.results() for name, folder in folders.items()}
+    results = {name: joined(several) for name, several in folders.items()}
     blocks = page(folders, results)
     out.mkdir(parents=True, exist_ok=True)
     write_figures(out, blocks, DPI)
     write_text(out / "README.md", markdown(TITLE, blocks))
-    for name, folder in folders.items():
-        record = {"config": folder.config, "provenance": folder.provenance, "wall seconds": folder.timings()}
-        content = netcdf(summary(results[name], record))
+    for name, several in folders.items():
+        content = netcdf(summary(results[name], several))
         write_atomically(out / f"summary-{name}.nc", partial(Path.write_bytes, data=content))
 
 
