@@ -20,8 +20,8 @@ and learning rates on it, as torch.nn.MSELoss. A reading is met where the mean o
 beside it."""
 RARE_NODES = """Every seed has a teacher of its own. A teacher node that is active on few of the inputs, or inactive \
 on few, is seen by few gradients, and students of 40 epochs may not have it yet: the table of teacher nodes active on \
-5 to 95 % of the inputs leaves those out. The authors' code measures on 192 samples, on which such nodes are constant or \
-active once or twice, so that their largest correlation with one of hundreds of student nodes is high by chance."""
+5 to 95 % of the inputs leaves those out. The authors' code measures on 192 samples, on which such a node is constant \
+or active once or twice, so that its largest correlation with one of hundreds of student nodes is high by chance."""
 DISTINCT = """All students make the same number of steps. With few distinct samples they fit those (the difference in \
 training) and not the teacher (the held-out difference)."""
 PARTS = {
