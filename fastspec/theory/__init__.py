@@ -3,6 +3,7 @@
 Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
 """
 
+from fastspec.theory import gaussian
 from fastspec.theory.alignment import Alignment, alignment, observers
 from fastspec.theory.backward import LayerGram, backward_gram
 from fastspec.theory.dynamics import Moments, second_moments, step, updates
@@ -18,6 +19,7 @@ __all__ = [
     "alignment",
     "backward_gram",
     "batch_norm_projections",
+    "gaussian",
     "gradient_terms",
     "observers",
     "second_moments",
