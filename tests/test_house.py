@@ -21,7 +21,7 @@ FLOORS = {  # as CONTRIBUTING.md draws them; the first name that fits
     4: ("figures", "plots", "dynamics_plots", "report", "two_layer_report", "digits_report",
         "matrix_dynamics_report"),
     3: ("measure", "measurement", "population_measurement", "layerwise", "adapters", "batches", "running", "training",
-        "matching", "tables", "theory"),
+        "matching", "tables", "theory", "norms"),
     2: ("moments", "statistics", "merging", "networks", "relu_network", "initialization", "pruning", "populations",
         "teachers", "data", "image_files"),
     1: ("ops", "config", "progress", "tensor_files", "atomic_files", "randomness", "workers"),

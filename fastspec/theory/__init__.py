@@ -3,7 +3,7 @@
 Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
 """
 
-from fastspec.theory import gaussian
+from fastspec.theory import gaussian, norms
 from fastspec.theory.alignment import Alignment, alignment, observers
 from fastspec.theory.backward import LayerGram, backward_gram
 from fastspec.theory.dynamics import Moments, second_moments, step, updates
@@ -21,6 +21,7 @@ __all__ = [
     "batch_norm_projections",
     "gaussian",
     "gradient_terms",
+    "norms",
     "observers",
     "second_moments",
     "step",
