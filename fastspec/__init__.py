@@ -11,6 +11,7 @@ print(report)
 import warnings
 
 from fastspec import data, initialization, matching, networks, norms, pruning, statistics, teachers, theory
+from fastspec.batchnorm import batchnorm_bias
 from fastspec.config import show_config
 from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
@@ -37,6 +38,7 @@ __all__ = [
     "Population",
     "PopulationMeasurement",
     "backend",
+    "batchnorm_bias",
     "cross_moments",
     "data",
     "default_device",

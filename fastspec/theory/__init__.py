@@ -3,7 +3,7 @@
 Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
 """
 
-from fastspec.theory import gaussian, norms
+from fastspec.theory import gaussian, norms, online
 from fastspec.theory.alignment import Alignment, alignment, observers
 from fastspec.theory.backward import LayerGram, backward_gram
 from fastspec.theory.dynamics import Moments, second_moments, step, updates
@@ -23,6 +23,7 @@ __all__ = [
     "gradient_terms",
     "norms",
     "observers",
+    "online",
     "second_moments",
     "step",
     "updates",
