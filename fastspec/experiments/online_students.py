@@ -61,7 +61,7 @@ def _relu(
         bias=False,
         fixed="top",
         snapshots=steps,
-        on_snapshot=lambda step, found, diverged: keep(found.w1.view(p, n, d).double()),
+        on_snapshot=lambda step, found, diverged: keep(found.w1.view(p, n, d)),
         progress=progress,
     )
     return history.population.w1.view(p, n, d)
