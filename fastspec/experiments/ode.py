@@ -57,7 +57,7 @@ class Ode(Experiment):
     """How long to learn, in steps over d."""
     start_norm: float = 0.5
     """Norm of the students' nodes at the start."""
-    lean: float = 0.02
+    lean: float = 0.1
     """Cosine of the angle between a student node and the teacher node it leans to, at the start."""
     dtype: Literal["float32", "float64"] = "float64"
     """Precision of the simulated students."""
