@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SLAB_BYTES = 256 * 2**20  # aimed at for the weights of the networks that go through together
-CHECKED_SAMPLES = 256  # of the coordinate check
+CHECKED_SAMPLES = 128  # of the coordinate check
 AXES = ("data", "scheme", "width", "depth", "seed", "layer")
 
 
@@ -34,7 +34,7 @@ class Grid:
     seeds: of the weights. outputs: of the softmax above, whose weights are N(0, 1) and whose targets are random
     probabilities: they are where gradients start, as in the published code of Arpit & Bengio (arXiv 1901.03611).
     steps, lr: of the coordinate check; 0 steps check initialisation alone. There the softmax's weights are N(0, 1 /
-    width), and 256 samples are looked at.
+    width), and 128 samples are looked at.
     """
 
     scheme: Sequence[str] = ("he_fan_out",)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastspec.ops.linear_relu import linear_relu
 
-CHUNK_BYTES = 32 * 2**20  # aimed at for one layer's activations of all networks of a stack
+CHUNK_BYTES = 64 * 2**20  # aimed at for the activations of a stack of networks
 FEWEST_SAMPLES = 64  # at a time
 
 
@@ -22,34 +22,38 @@ class Ratios(NamedTuple):
 
 
 @torch.no_grad()
-def ratios(weights: Sequence[Tensor], top: Tensor, x: Tensor, target: Tensor) -> Ratios:
-    """All samples at once; memory is that of two layers' activations, and a bit for each gate.
+def ratios(weights: Sequence[Tensor], top: Tensor, x: Tensor, target: Tensor, *, packed: bool | None = None) -> Ratios:
+    """All samples at once.
 
     weights: [P, nodes, nodes below] each, lowest first. top: [P, C, nodes], the weights of the softmax. x: [N, d].
     target: [N, C], probabilities. The gradient of a layer's weights is delta_l h_(l-1)^T for one sample, and delta is
     that of the uppermost hidden layer, 1[h > 0] * top^T (softmax - target).
+    packed: keep a bit for every gate, by the op `linear_relu`, in place of the activations; None does so on a GPU,
+        where the op is a kernel.
     """
+    packed = x.is_cuda if packed is None else packed
     size, h = _norm(x), x  # [N]
     forward, gates = [], []
     for weight in weights:
-        h, bits, _, _ = linear_relu(h, weight, None)  # [P, N, nodes]
+        if packed:
+            h, gate, _, _ = linear_relu(h, weight, None)  # [P, N, nodes]
+        else:
+            h = gate = torch.relu_(h @ weight.mT)
         forward.append(_norm(h))
-        gates.append(bits)
-    delta = (torch.softmax(h @ top.mT, -1) - target) @ top  # [P, N, nodes]
-    delta *= _opened(gates[-1], delta)
+        gates.append(gate)
+    delta = _gated((torch.softmax(h @ top.mT, -1) - target) @ top, gates[-1])  # [P, N, nodes]
     first, backward = _norm(delta), []
     for i in reversed(range(len(weights))):
         if i + 1 < len(weights):
-            delta = delta @ weights[i + 1]
-            delta *= _opened(gates[i], delta)
+            delta = _gated(delta @ weights[i + 1], gates[i])
         backward.append(_norm(delta) / first * (forward[i - 1] / size if i else 1.0))
     return Ratios(torch.stack(forward, 1) / size, torch.stack(backward[::-1], 1))
 
 
 def chunks(weights: Sequence[Tensor], samples: int) -> Iterator[slice]:
-    """The samples in pieces whose activations fit `CHUNK_BYTES`."""
-    widest = max(weight.shape[1] for weight in weights)
-    step = max(FEWEST_SAMPLES, CHUNK_BYTES // (len(weights[0]) * widest * weights[0].element_size()))
+    """The samples in pieces whose activations, of all layers and networks, take about `CHUNK_BYTES`."""
+    nodes = sum(weight.shape[0] * weight.shape[1] for weight in weights)
+    step = max(FEWEST_SAMPLES, CHUNK_BYTES // (nodes * weights[0].element_size()))
     yield from (slice(start, min(start + step, samples)) for start in range(0, samples, step))
 
 
@@ -57,10 +61,13 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
 
 
-def _opened(bits: Tensor, like: Tensor) -> Tensor:
-    """Packed gates [.., bytes] as 0 and 1, of the shape and dtype of `like` [.., nodes]."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., : like.shape[-1]].to(like.dtype)
+def _gated(delta: Tensor, gate: Tensor) -> Tensor:
+    """delta [.., nodes] where gates are open: packed [.., bytes], or activations [.., nodes] above 0."""
+    if gate.dtype != torch.uint8:
+        return torch.ops.aten.threshold_backward(delta, gate, 0)
+    places = torch.arange(8, dtype=torch.uint8, device=gate.device)
+    bits = (gate.unsqueeze(-1) >> places & 1).flatten(-2)[..., : delta.shape[-1]]
+    return delta.mul_(bits.to(delta.dtype))
 
 
 class Spread(NamedTuple):

@@ -51,8 +51,12 @@ def error_for(width: int, confidence: float, *, samples: int = 1, layers: int = 
 
 
 def published_bound(width: int, confidence: float, *, samples: int, layers: int) -> float:
-    """The bound that the paper's published code plots for the error of the norms after all layers:
-    (1 + (4 / width) log(4 samples layers / (1 - confidence)))^layers - 1."""
+    """What the paper's published code plots as the bound on the error of the norms after all layers:
+    (1 + (4 / width) log(4 samples layers / (1 - confidence)))^layers - 1.
+
+    Mean errors are below it. The worst of many samples may be above it in networks of few layers, where `error_for`
+    gives a bound: ||h_l||^2 / ||x||^2 is within (1 +- error)^l.
+    """
     _check_sizes(width=width)
     return math.expm1(layers * math.log1p(4 / width * (_budget(confidence, samples, layers) + math.log(2))))
 
