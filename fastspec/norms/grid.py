@@ -17,6 +17,7 @@ from fastspec.norms.ratios import Running, Spread, chunks, ratios
 from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
 from fastspec.progress import Progress
 from fastspec.randomness import SEEDS
+from fastspec.theory import norms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,6 +86,14 @@ class Slab(NamedTuple):
         return layers, torch.stack(tops).to(like)
 
 
+class Expected(NamedTuple):
+    """What He's scheme by fan-out lets one expect of a width and depth."""
+
+    variance: float  # of ||h||^2 / ||x||^2 after the last layer, exactly
+    error: float  # bound on the relative error of a layer's squared norm, for all samples and layers
+    published: float  # what the paper's code plots as its bound
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class NormReport:
     """What `norm_report` finds of a grid; `print(report)` shows the largest layer errors of every network.
@@ -101,6 +110,18 @@ class NormReport:
     forward: Spread
     backward: Spread
     coordinate: Tensor
+
+    def expected(self, confidence: float = 0.95) -> dict[tuple[str, int, int], Expected]:
+        """By data set, width and depth, from `fastspec.theory.norms`; the bounds with a probability `confidence`."""
+        cells = [(d, w, k) for d in self.data for w in self.grid.width for k in self.grid.depth]
+        return {
+            (d, w, k): Expected(
+                norms.energy_variance(w, k),
+                norms.error_for(w, confidence, samples=self.samples[d], layers=k),
+                norms.published_bound(w, confidence, samples=self.samples[d], layers=k),
+            )
+            for d, w, k in cells
+        }
 
     def to_xarray(self) -> xr.Dataset:
         """All of it as labelled arrays; layers are numbered from 1."""

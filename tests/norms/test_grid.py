@@ -30,7 +30,7 @@ def by_autograd(layers: list[Tensor], top: Tensor, x: Tensor, target: Tensor) ->
     loss = -(target * torch.log_softmax(top @ h, 0)).sum()
     *gradients, delta = torch.autograd.grad(loss, [*kept, z])
     size = x.norm()
-    return [float(s / size) for s in sizes], [float(g.norm() / (size * delta.norm())) for g in gradients]
+    return [float((s / size).detach()) for s in sizes], [float(g.norm() / (size * delta.norm())) for g in gradients]
 
 
 @pytest.mark.parametrize("packed", [None, True])
@@ -105,6 +105,17 @@ def test_labelled_arrays():
     assert float(one.backward_mean) == float(report.backward.mean[0, 1, 1, 1, 1, 1])
     assert dataset.coordinate.dims[-2:] == ("row", "step")
     assert "default, width 12, depth 3: forward" in str(report) and "noise, 30 samples" in str(report)
+
+
+def test_expectations_are_those_of_theory():
+    report = norm_report(Grid(width=(40,), depth=(2, 3)), {"noise": inputs()})
+    found = report.expected(0.9)
+    assert list(found) == [("noise", 40, 2), ("noise", 40, 3)]
+    assert found["noise", 40, 3] == (
+        norms.energy_variance(40, 3),
+        norms.error_for(40, 0.9, samples=30, layers=3),
+        norms.published_bound(40, 0.9, samples=30, layers=3),
+    )
 
 
 def test_dead_samples_are_counted_not_averaged():

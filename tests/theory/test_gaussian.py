@@ -35,10 +35,12 @@ def x():
 @pytest.mark.parametrize("students", [None, 3])
 @pytest.mark.parametrize("slope", [0.0, 0.3])
 @pytest.mark.parametrize("bias", [False, True])
-def test_kernels_measure_what_is_predicted(x, bias, slope, students):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kernels_measure_what_is_predicted(x, dtype, bias, slope, students):
     teacher, student = layers(bias, students)
     predicted = gaussian.layer_moments(teacher, student, std=STD, negative_slope=slope)
-    measured = fs.layer_moments(x, teacher, student, negative_slope=slope, coactivation=True)
+    sides = [(w.to(dtype), None if b is None else b.to(dtype)) for w, b in (teacher, student)]
+    measured = fs.layer_moments(x.to(dtype), *sides, negative_slope=slope, coactivation=True)
     # six standard deviations; of a fraction at most 1/(2 sqrt N), of a sample correlation of these nodes below 2/sqrt N
     error = 1 / math.sqrt(SAMPLES)
     assert float((measured.correlation() - predicted.correlation()).abs().max()) < 12 * error
