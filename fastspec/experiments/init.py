@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PART = "norms of an init run"
 DATA = ("gaussian", "digits")
+JOB_OPERATIONS = 5 * 10**11  # of the matrix products of a job, about: Ctrl-C is heard between two
 NETWORK = ("data", "scheme", "width", "depth", "seed")
 LONG_NAMES = {
     "mean": "mean over samples",
@@ -38,6 +39,20 @@ LONG_NAMES = {
     "square_std": "standard deviation over samples of the squared ratio",
     "undefined": "samples without a ratio",
 }
+
+
+class Job(NamedTuple):
+    """Networks of one kind."""
+
+    data: str
+    scheme: str
+    width: int
+    depth: int
+    seeds: range
+
+    @property
+    def file(self) -> str:
+        return f"{self.data}-{self.scheme}-{self.width}x{self.depth}-{self.seeds[0]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,28 +116,42 @@ class Init(Experiment):
         if self.dtype not in ("float32", "float64"):
             refuse("dtype", repr(self.dtype), "'float32' or 'float64'")
 
+    def jobs(self) -> list[Job]:
+        """Parts of the work, each a few seconds of it."""
+        kinds = [(d, s, w, k) for d in self.data for s in self.scheme for w in self.width for k in self.depth]
+        parts = []
+        for name, chosen, width, depth in kinds:
+            operations = 4 * self.samples * width * (self.inputs + depth * width)
+            each = max(1, JOB_OPERATIONS // operations)
+            for start in range(0, self.seeds, each):
+                seeds = range(start, min(start + each, self.seeds))
+                parts.append(Job(name, chosen, width, depth, seeds))
+        return parts
+
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
-        results = self._empty()
+        results, done = self._empty(), 0
         for name in self.data:
             results["samples"].loc[{"data": name}] = len(self._x(name))
-        jobs = [(d, s, w, k) for d in self.data for s in self.scheme for w in self.width for k in self.depth]
-        with console.stage("init: random networks", "kinds") as advance:
-            for done, (name, chosen, width, depth) in enumerate(jobs):
-                advance(done, len(jobs))
-                part = folder.part(f"{name}-{chosen}-{width}x{depth}.safetensors")
+        jobs = self.jobs()
+        networks = sum(len(job.seeds) for job in jobs)
+        with console.stage("init: random networks", "networks") as advance:
+            for job in jobs:
+                advance(done, networks)
+                part = folder.part(job.file)
                 if not part.exists():
-                    save_tensors(part, PART, self._found(name, chosen, width, depth))
-                place = {"data": name, "scheme": chosen, "width": width, "depth": depth}
+                    save_tensors(part, PART, self._found(job))
+                place = {"data": job.data, "scheme": job.scheme, "width": job.width, "depth": job.depth}
                 for array, tensor in load_tensors(part, PART)[0].items():
                     axis = "row" if array == "coordinate" else "layer"
-                    rows = {axis: slice(1, tensor.shape[1])}
+                    rows = {"seed": list(job.seeds), axis: slice(1, tensor.shape[1])}
                     results[array].loc[place | rows] = tensor.numpy()
+                done += len(job.seeds)
         return results, {}
 
-    def _found(self, name: str, chosen: str, width: int, depth: int) -> dict[str, Tensor]:
-        """The arrays of one kind of network, [seed, layer] each."""
-        grid = Grid((chosen,), (width,), (depth,), range(self.seeds), self.outputs, self.steps, self.lr)
-        report = norm_report(grid, self._x(name), progress=False)
+    def _found(self, job: Job) -> dict[str, Tensor]:
+        """The arrays of networks of one kind, [seed, layer] each."""
+        grid = Grid((job.scheme,), (job.width,), (job.depth,), job.seeds, self.outputs, self.steps, self.lr)
+        report = norm_report(grid, self._x(job.data), progress=False)
         tensors = {
             f"{way}_{part}": tensor
             for way in ("forward", "backward")
