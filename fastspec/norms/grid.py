@@ -35,7 +35,7 @@ class Grid:
     seeds: of the weights. outputs: of the softmax above, whose weights are N(0, 1) and whose targets are random
     probabilities: they are where gradients start, as in the published code of Arpit & Bengio (arXiv 1901.03611).
     steps, lr: of the coordinate check; 0 steps check initialisation alone. There the softmax's weights are N(0, 1 /
-    width), and 128 samples are looked at.
+    width), and 128 samples are looked at. Gradients are of the weights themselves, also where rows are normalised.
     """
 
     scheme: Sequence[str] = ("he_fan_out",)

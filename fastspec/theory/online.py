@@ -25,6 +25,7 @@ from fastspec.randomness import generator
 from fastspec.theory.integrals import integrals
 from fastspec.theory.orthants import Array
 
+TERMS = 1000  # of the noise that are averaged at a time, which bounds memory
 DIVERGED = 1e4  # order parameters this many times those at the start are a divergence
 TOLERANCE = 1e-10  # on eigenvalues that are to be positive, relative to the largest
 
@@ -93,7 +94,11 @@ class Dynamics:
         self.std, self.rate, self.batch_size = float(std), float(rate), batch_size
         self._averages = integrals(activation)
         self._signed = np.concatenate([-v_s, v_t], axis=1)  # [C, n + m]: the error is their sum of activations
-        self._feedback = v_s.T @ self._signed  # [n, n + m]
+        self._feedback = c = v_s.T @ self._signed  # [n, n + m]
+        k, i, p, q = np.array([(*ki, *pq) for ki in _pairs(self.n) for pq in _pairs(self.n + self.m)]).T
+        weight = np.where(p == q, c[k, p] * c[i, q], c[k, p] * c[i, q] + c[k, q] * c[i, p])
+        pieces = -(-len(k) // TERMS)
+        self._noise_terms = list(zip(*(np.array_split(part, pieces) for part in (k, i, p, q, weight)), strict=True))
 
     def loss(self, parameters: OrderParameters) -> float:
         """E[1/2 ||teacher - student||^2]."""
@@ -109,13 +114,8 @@ class Dynamics:
         each = self._averages.drift(_blocks(covariance, k, y, p)) * self._feedback[k, p]
         drift = each.reshape(n, nodes, nodes).sum(-1)  # [n, n + m], E[delta_k z_y]
         noise = np.zeros((n, n))
-        pairs = np.array(
-            [(k, i, p, q) for k in range(n) for i in range(k, n) for p in range(nodes) for q in range(p, nodes)]
-        )
-        k, i, p, q = pairs.T
-        c = self._feedback
-        weight = np.where(p == q, c[k, p] * c[i, q], c[k, p] * c[i, q] + c[k, q] * c[i, p])
-        np.add.at(noise, (k, i), weight * self._averages.noise(_blocks(covariance, k, i, p, q)))
+        for k, i, p, q, weight in self._noise_terms:
+            np.add.at(noise, (k, i), weight * self._averages.noise(_blocks(covariance, k, i, p, q)))
         noise = np.triu(noise) + np.triu(noise, 1).T  # [n, n], E[delta_k delta_i]
         own = drift[:, :n]
         return step * drift[:, n:].T, step * (own + own.T) + step**2 / self.batch_size * noise
@@ -219,6 +219,11 @@ def _frame(taken: Tensor, count: int, draw: torch.Generator) -> Tensor:
 def _root(covariance: Array) -> Array:
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    """Every pair once, the smaller number first."""
+    return [(i, j) for i in range(count) for j in range(i, count)]
 
 
 def _blocks(covariance: Array, *indices: np.ndarray) -> Array:

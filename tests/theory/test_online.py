@@ -78,7 +78,7 @@ def test_without_noise_it_is_the_gradient_of_the_loss():
     v_t, v_s = (torch.from_numpy(v) for v in TOPS)
     loss = gaussian.generalization_error([(teacher, None), (v_t, None)], [(w, None), (v_s, None)], std=std)
     dynamics = Dynamics(*TOPS, rate=rate, batch_size=10**12, std=std)
-    assert dynamics.loss(start()) == pytest.approx(float(loss), rel=1e-12)
+    assert dynamics.loss(start()) == pytest.approx(float(loss.detach()), rel=1e-12)
     (gradient,) = torch.autograd.grad(loss, w)
     change = -rate * gradient
     w, dr, dq = w.detach(), *dynamics.derivative(start())
