@@ -46,7 +46,7 @@ def test_the_code(capsys):
         "network": network,
         "loader": torch.randn(20, 6, generator=draw).split(5),
         "resnet": Resnet(),
-        "lr": 0.1,
+        "lr": 0.02,
         "d": 30,
     }
     names |= {"teacher_w1": torch.eye(2, 30), "student_w1": torch.randn(2, 30, generator=draw) / 10}
