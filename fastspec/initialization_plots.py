@@ -52,7 +52,7 @@ def errors(results: xr.Dataset, samples: int, confidence: float) -> Figure:
                 ax.plot(widths, error, label=scheme, color=PALETTE[i % 7], marker=MARKERS[i % 7])
             published = [norms.published_bound(m, confidence, samples=samples, layers=depth) for m in fine]
             rule = [norms.error_for(m, confidence, samples=samples, layers=depth) for m in fine]
-            ax.plot(fine, published, label="published bound", linestyle="--", **BOUND)
+            ax.plot(fine, published, label="published code", linestyle="--", **BOUND)
             ax.plot(fine, rule, label="width rule, ‖h‖² of a layer", linestyle=":", **BOUND)
             ax.set(xscale="log", yscale="log", title=f"{way} ratio", xlabel="width")
         axes[0, 0].set_ylabel("mean |1 − ratio|")

@@ -123,7 +123,7 @@ def _bounds_table(results: xr.Dataset, samples: int, confidence: float) -> Table
     title = (
         f"Bounds for he_fan_out, {samples:,} samples, {depth} layers, probability {confidence:g}. Widths for {wanted}"
     )
-    columns = ("width", "sd of ‖h‖²/‖x‖²", "width rule, a layer", "published bound")
+    columns = ("width", "sd of ‖h‖²/‖x‖²", "width rule, a layer", "published code")
     return Table(title, columns, rows)
 
 
