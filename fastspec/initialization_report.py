@@ -112,16 +112,16 @@ def _bounds_table(results: xr.Dataset, samples: int, confidence: float) -> Table
     rows = []
     for width in map(int, results.width.values):
         rows.append([
-            str(width), f"{norms.energy_variance(width, depth) ** 0.5:.3f}",
-            f"{norms.error_for(width, confidence, samples=samples, layers=depth):.3f}",
-            f"{norms.published_bound(width, confidence, samples=samples, layers=depth):.3f}",
+            str(width), f"{norms.energy_variance(width, depth) ** 0.5:.3g}",
+            f"{norms.error_for(width, confidence, samples=samples, layers=depth):.3g}",
+            f"{norms.published_bound(width, confidence, samples=samples, layers=depth):.3g}",
         ])  # fmt: skip
     wanted = ", ".join(
         f"{error:g}: {norms.width_for(error, confidence, samples=samples, layers=depth):,}"
         for error in (0.05, 0.1, 0.2, 0.5)
     )
     title = (
-        f"Bounds for he_fan_out, {samples:,} samples, {depth} layers, probability {confidence:g}. Widths for {wanted}"
+        f"Bounds for he_fan_out, {samples:,} samples, depth {depth}, probability {confidence:g}. Widths for {wanted}"
     )
     columns = ("width", "sd of ‖h‖²/‖x‖²", "width rule, a layer", "published code")
     return Table(title, columns, rows)

@@ -67,7 +67,7 @@ def _milestones(results: xr.Dataset) -> Table:
         np.abs(results.cross.values / size[:, None, :]).max(2).mean(1)
     )  # of a teacher node with its best student node
     rows = []
-    for i in np.linspace(0, len(results.time) - 1, 7).round().astype(int):
+    for i in np.unique(np.linspace(0, len(results.time) - 1, 7).round().astype(int)):
         loss = last.simulated_loss.isel(time=i)
         rows.append([
             f"{float(results.time[i]):g}", f"{float(results.loss[i]):.3e}",
