@@ -40,14 +40,15 @@ class Problem:
     share: int
 
     @staticmethod
-    def random(shape: tuple[int, int, int, int], share: int, dtype: torch.dtype) -> Problem:
+    def random(shape: tuple[int, int, int, int], share: int, dtype: torch.dtype, device: str = "cpu") -> Problem:
         samples, inputs, width, depth = shape
         layers = [
             weights(SCHEME, width, width if i else inputs, seed=SEED, layer=str(i)).to(dtype) for i in range(depth)
         ]
         top = torch.randn(OUTPUTS, width, dtype=torch.float64, generator=stream(SEED, "softmax")).to(dtype)
         x = fs.data.gaussian(samples, inputs, dtype=dtype)
-        return Problem(x, random_targets(samples, OUTPUTS).to(dtype), layers, top, share)
+        target = random_targets(samples, OUTPUTS).to(device, dtype)
+        return Problem(x.to(device), target, [w.to(device) for w in layers], top.to(device), share)
 
     @property
     def grid(self) -> Grid:
@@ -77,10 +78,10 @@ def lean_loop(problem: Problem, samples: int) -> Tensor:
 
 
 def _loop(problem: Problem, samples: int, taken: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    layers, top = [w.numpy() for w in problem.layers], problem.top.numpy()
+    layers, top = [w.cpu().numpy() for w in problem.layers], problem.top.cpu().numpy()
     depth = len(layers)
     forward, backward = np.zeros((depth, samples)), np.zeros((depth, samples))
-    for n, (x, aim) in enumerate(zip(problem.x[:samples].numpy(), problem.target.numpy(), strict=False)):
+    for n, (x, aim) in enumerate(zip(problem.x[:samples].cpu().numpy(), problem.target.cpu().numpy(), strict=False)):
         kept, h = [x], 1.0 * x
         for i in range(depth):
             h = np.maximum(0, taken(layers[i]).dot(h))
@@ -98,7 +99,7 @@ def _loop(problem: Problem, samples: int, taken: Callable[[np.ndarray], np.ndarr
 
 def batched(problem: Problem, samples: int) -> Tensor:
     """All samples at once in plain torch; every activation is kept for its gate."""
-    x, kept = problem.x[:samples], [problem.x[:samples]]
+    kept = [problem.x[:samples]]
     for w in problem.layers:
         kept.append(torch.relu(kept[-1] @ w.T))
     sizes = [h.norm(dim=1) for h in kept]
@@ -108,7 +109,6 @@ def batched(problem: Problem, samples: int) -> Tensor:
         backward.append((sizes[i] * delta.norm(dim=1) / (sizes[0] * first)).mean())
         if i:
             delta = delta @ problem.layers[i] * (kept[i] > 0)
-    assert len(x) == samples
     return torch.stack([torch.stack([(size / sizes[0]).mean() for size in sizes[1:]]), torch.stack(backward[::-1])])
 
 
@@ -134,7 +134,7 @@ def gate(problem: Problem) -> dict[str, float]:
         problem.share,
     )
     truth = lean_loop(exact, problem.share)
-    found = {name: float((call(problem, problem.share) - truth).abs().max()) for name, call in PEERS.items()}
+    found = {name: float((call(problem, problem.share).cpu() - truth).abs().max()) for name, call in PEERS.items()}
     for name, error in found.items():
         if not error <= ERROR[problem.x.dtype]:
             raise WrongResultError(f"{name}: got an error of {error:.3g}, limit {ERROR[problem.x.dtype]:g}")
@@ -183,7 +183,7 @@ def speed(options: Options) -> Entry:
     entries = []
     for dtype in (torch.float32, torch.float64):
         rates = RateCalls(options.device, dtype, quick=options.quick)
-        entries.append(case(Problem.random(shape, share, dtype), rates, options))
+        entries.append(case(Problem.random(shape, share, dtype, options.device), rates, options))
     names = entries[0]["best"]
     means = {name: geometric_mean([entry["peers"][name]["times_slower"] for entry in entries]) for name in names}
     slowest = min(entry["peers"]["published loop"]["times_slower"] for entry in entries)
