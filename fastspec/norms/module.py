@@ -157,18 +157,18 @@ def _taps(layers: dict[str, AnyLayer]) -> Iterator[dict[str, _Call]]:
     calls: dict[str, _Call] = {}
 
     def hook(name: str):
-        def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
             if name in calls:
                 refuse(
                     "network", f"two calls of layer {name!r} in one forward pass", "a network that calls layers once"
                 )
             kept = output if output.requires_grad else output.detach().requires_grad_()
-            calls[name] = _Call(inputs[0].detach(), kept)
+            calls[name] = _Call((inputs[0] if inputs else named["input"]).detach(), kept)
             return kept.clone()
 
         return keep
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield calls
     finally:
@@ -200,10 +200,10 @@ def _add(
         last = i + 1 == len(names) and len(names) > 1
         after = _norm(call.output if last else activation(call.output))
         gain, ahead, back = found[name]
-        gain.add(after / _norm(call.input))
-        ahead.add(after / size)
-        reference = _norm(deltas[max(len(names) - 2, 0)])
-        back.add(_weight_gradient(layers[name], call.input, deltas[i]) / (size * reference))
+        gain.add(_ratio(after, _norm(call.input)))
+        ahead.add(_ratio(after, size))
+        reference = size * _norm(deltas[max(len(names) - 2, 0)])
+        back.add(_ratio(_weight_gradient(layers[name], call.input, deltas[i]), reference))
 
 
 def _weight_gradient(layer: AnyLayer, h: Tensor, delta: Tensor) -> Tensor:
@@ -219,6 +219,10 @@ def _weight_gradient(layer: AnyLayer, h: Tensor, delta: Tensor) -> Tensor:
     gradients = torch.func.vmap(torch.func.grad(pulled), (None, 0, 0))
     parts = zip(h.split(GRADIENTS), delta.split(GRADIENTS), strict=True)
     return torch.cat([_norm(gradients(weight, *part)) for part in parts])
+
+
+def _ratio(norm: Tensor, to: Tensor) -> Tensor:
+    return torch.where(to > 0, norm / to, torch.nan)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ class GaussianMoments:
 
     def correlation(self) -> Tensor:
         """[*P, m, n]; NaN for pairs with a constant node."""
-        own = self.teacher_variance.sqrt().unsqueeze(-1) * self.student_variance.sqrt().unsqueeze(-2)
-        varies = own > 0
-        return torch.where(varies, self.covariance / torch.where(varies, own, 1.0), torch.nan)
+        t, s = (torch.where(v > 0, v, 1.0).sqrt() for v in (self.teacher_variance, self.student_variance))
+        both_vary = (self.teacher_variance > 0).unsqueeze(-1) & (self.student_variance > 0).unsqueeze(-2)
+        return torch.where(both_vary, self.covariance / (t.unsqueeze(-1) * s.unsqueeze(-2)), torch.nan)
 
     def activity(self) -> Activity:
         """The probability that each teacher node [m] and each student node [*P, n] is active (above 0)."""

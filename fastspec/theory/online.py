@@ -50,7 +50,7 @@ class OrderParameters(NamedTuple):
 
 @dataclass(frozen=True)
 class OnlineSolution:
-    """Order parameters and loss at K times; `*` may be further axes."""
+    """Order parameters and loss at K times."""
 
     time: Array  # [K], steps / d
     teacher: Array  # T [m, m]
@@ -148,23 +148,21 @@ class Dynamics:
             return most - float(np.abs(state).max())
 
         room.terminal = True  # type: ignore[attr-defined]  # as scipy asks for it
-        found = solve_ivp(
-            lambda _, state: packed(*self.derivative(unpacked(state))),
-            (0.0, when[-1]),
-            packed(start.cross, start.student),
-            t_eval=when,
-            events=room,
-            rtol=rtol,
-            atol=rtol * 1e-3,
-        )
-        if found.status != 0:
-            until = (
-                ""
-                if not found.t_events[0].size
-                else f", the solution is beyond all bounds at time {found.t_events[0][0]:g}"
+        rows = packed(start.cross, start.student)[None]
+        if when[-1] > 0:
+            found = solve_ivp(
+                lambda _, state: packed(*self.derivative(unpacked(state))),
+                (0.0, when[-1]),
+                rows[0],
+                t_eval=when,
+                events=room,
+                rtol=rtol,
+                atol=rtol * 1e-3,
             )
-            refuse("rate", f"{self.rate:g}{until}", "a smaller rate")
-        states = [unpacked(state) for state in found.y.T]
+            if found.status != 0:
+                refuse("rate", f"{self.rate:g}, at which the solution diverges", "a smaller rate")
+            rows = found.y.T
+        states = [unpacked(state) for state in rows]
         return OnlineSolution(
             when,
             start.teacher,
@@ -233,6 +231,8 @@ def _blocks(covariance: Array, *indices: np.ndarray) -> Array:
 
 
 def _matrix(argument: str, value: ArrayLike) -> Array:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
     found = np.asarray(value, dtype=np.float64)
     if found.ndim != 2 or 0 in found.shape:
         refuse(argument, f"shape {list(found.shape)}", "[outputs, nodes]")

@@ -207,6 +207,23 @@ def test_older_weight_norm_and_outputs_that_are_no_logits():
     assert float(norm_report(network, x, loss=squares)["0"].backward.mean) == pytest.approx(1.0)
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+def test_layers_called_by_name_and_samples_that_are_0():
+    x = normal(6, 5).float()
+    x[2] = 0
+    layer = norm_report(Named(), x)["layer"]
+    assert int(layer.gain.undefined) == int(layer.forward.undefined) == int(layer.backward.undefined) == 1
+    assert layer.gain.mean.isfinite() and float(layer.backward.mean) == pytest.approx(1.0)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

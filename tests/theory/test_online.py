@@ -179,7 +179,7 @@ T, R, Q = near_symmetric()
         (lambda: _solve(OrderParameters(T, R, Q), times=[]), "times: got"),
         (
             lambda: _solve(OrderParameters(T, R, Q), rate=50.0, times=[0.0, 100.0]),
-            "rate: got 50, the solution is beyond all bounds at time .*; takes a smaller rate",
+            "rate: got 50, at which the solution diverges; takes a smaller rate",
         ),
         (lambda: weights_with(near_symmetric(), 3), "inputs: got 3"),
     ],
@@ -191,6 +191,12 @@ def test_bad_input(call, message):
 
 def _solve(begin: OrderParameters, rate: float = 0.5, times=(0.0, 1.0)):
     return Dynamics(np.ones((1, 2)), np.ones((1, 2)), rate=rate).solve(begin, times)
+
+
+def test_at_the_start_nothing_has_happened():
+    solution = Dynamics(torch.ones(1, 2, requires_grad=True), np.ones((1, 2)), rate=0.5).solve(near_symmetric(), [0.0])
+    np.testing.assert_array_equal(solution.cross[0], R)
+    assert solution.cosine()[0, 0].tolist() == pytest.approx([0.2, 0.0])
 
 
 def test_public_names():
