@@ -22,8 +22,8 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
-from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.init import ARPIT2019, Init
+from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.summary import print_summary

@@ -9,8 +9,8 @@ from fastspec import report
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
-from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
 from fastspec.initialization_report import bn_bias_blocks, init_blocks
+from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
 from fastspec.ode_report import ode_blocks
 from fastspec.ops.checks import refuse
 from fastspec.two_layer_report import two_layer_blocks

@@ -1,4 +1,5 @@
-"""The theory of teacher-student ReLU networks: the structure of their gradients, and the dynamics that follow from it.
+"""The theory of teacher-student ReLU networks: the structure of their gradients, and the dynamics that follow from it;
+in `gaussian`, `norms` and `online`, closed forms for Gaussian inputs, norms at initialisation, and online learning.
 
 Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
 """

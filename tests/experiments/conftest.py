@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from fastspec.experiments.digits import Digits
-from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.init import Init
+from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.ode import Ode
 from fastspec.experiments.two_layer import TwoLayer
 
