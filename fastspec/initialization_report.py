@@ -39,6 +39,7 @@ def init_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = "") 
             _errors_table(one),
             ends_table(one),
             _bounds_table(one, samples, config["confidence"]),
+            *([_coordinates_table(one)] if one.sizes["width"] > 1 else []),
             Picture(
                 f"{x}ratios", "Ratios in every layer; bands are standard deviations of samples.", plots.ratios(one)
             ),
@@ -124,6 +125,25 @@ def _bounds_table(results: xr.Dataset, samples: int, confidence: float) -> Table
         f"Bounds for he_fan_out, {samples:,} samples, depth {depth}, probability {confidence:g}. Widths for {wanted}"
     )
     columns = ("width", "sd of ‖h‖²/‖x‖²", "width rule, a layer", "published code")
+    return Table(title, columns, rows)
+
+
+def _coordinates_table(results: xr.Dataset) -> Table:
+    """How activations scale with the width, in the deepest networks."""
+    depth, steps = int(results.depth[-1]), sorted({0, int(results.step[-1])})
+    logarithm = np.log(results.width.values)
+    rows = []
+    for scheme in results.scheme.values:
+        size = results.isel(depth=-1).sel(scheme=scheme).coordinate.mean("seed")  # [width, row, step]
+        cells = []
+        for row in (depth, depth + 1):
+            for step in steps:
+                values = size.sel(row=row, step=step).values
+                known = np.isfinite(values).all() and (values > 0).all()
+                cells.append(f"{np.polyfit(logarithm, np.log(values), 1)[0]:+.2f}" if known else "–")
+        rows.append([str(scheme), *cells])
+    columns = ("scheme", *(f"{what}, {step} steps" for what in ("hidden", "logits") for step in steps))
+    title = f"Coordinate check: exponents of the width, of activations in hidden layer {depth} and of logits"
     return Table(title, columns, rows)
 
 

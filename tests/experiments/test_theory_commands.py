@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,10 @@ def test_init_command(tmp_path, capsys):
     assert "orthogonal" in shown and "preserves" in shown and "shrinks" in shown
     assert drawn(out) == {f"gaussian-{name}.png" for name in ("ratios", "errors", "coordinates", "variance")}
     text = (out / "report.md").read_text()
+    size = RunFolder.load(out).results().coordinate.isel(data=0).sel(depth=2, row=2, scheme="default").mean("seed")
+    slope = np.log(size.sel(width=20, step=1) / size.sel(width=10, step=1)) / np.log(2)
+    (row,) = re.findall(r"\| default \| (.*) \|", text.split("Coordinate check: exponents")[1].split("\n\n")[1])
+    assert float(row.split("|")[1]) == pytest.approx(float(slope), abs=0.006)
     assert main(["report", str(out)]) == 0
     assert (out / "report.md").read_text() == text
 

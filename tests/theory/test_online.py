@@ -95,8 +95,8 @@ def test_a_student_that_is_its_teacher_stays(activation):
     assert abs(dynamics.loss(same)) < 1e-15
 
 
-def test_erf_perceptron_has_its_known_equation():
-    """Biehl & Schwarze 1995, one node each: dR/dt and the loss as they print them."""
+def test_one_erf_node_that_learns_another():
+    """The loss, dR/dt and dQ/dt written out, without noise."""
     dynamics = Dynamics([[1.0]], [[1.0]], rate=0.8, batch_size=10**12, activation="erf")
     r, q = 0.3, 0.6
     parameters = OrderParameters(np.ones((1, 1)), np.full((1, 1), r), np.full((1, 1), q))
