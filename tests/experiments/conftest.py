@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.init import Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.two_layer import TwoLayer
 
 
@@ -29,6 +31,19 @@ def tiny_matrix_dynamics():
     return MatrixDynamics(
         widths=(4, 3, 5, 4), seeds=2, batch_size=8, steps=20, evaluation_samples=50, measurements=4, dtype="float32"
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_init():
+    return Init(
+        scheme=("he_fan_out", "default"), width=(5, 9), depth=(1, 3), seeds=3, data=("gaussian", "digits"), inputs=6,
+        samples=20, outputs=3, steps=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_ode():
+    return Ode(inputs=(10, 20), seeds=3, time=3.0, measurements=4, lean=0.2)
 
 
 @pytest.fixture(scope="session")
