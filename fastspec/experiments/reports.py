@@ -10,7 +10,9 @@ from fastspec.deep_report import deep_blocks
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
+from fastspec.initialization_report import bn_bias_blocks, init_blocks
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
+from fastspec.ode_report import ode_blocks
 from fastspec.ops.checks import refuse
 from fastspec.two_layer_report import two_layer_blocks
 
@@ -20,6 +22,9 @@ TITLES = {
     "deep": "fastspec deep",
     "digits": "fastspec digits",
     "matrix-dynamics": "fastspec matrix-dynamics",
+    "init": "fastspec init",
+    "ode": "fastspec ode",
+    "bn-bias": "fastspec bn-bias",
 }
 
 
@@ -43,6 +48,9 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
         "deep": deep_blocks,
         "digits": digits_blocks,
         "matrix-dynamics": matrix_dynamics_blocks,
+        "init": init_blocks,
+        "ode": ode_blocks,
+        "bn-bias": bn_bias_blocks,
     }
     if folder.experiment == "demo":
         parts = [(name, RunFolder.load(folder.path / name)) for name in (GAUSSIAN, DIGITS)]

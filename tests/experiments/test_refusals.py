@@ -10,6 +10,8 @@ import pytest
 
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.init import Init
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.two_layer import TwoLayer
@@ -56,6 +58,25 @@ OPTIONS = [
     (Digits, "student_noise", -1.0),
     (Digits, "data_seed", -1),
     (Digits, "batch_size", 0),
+    (Init, "scheme", ("xavier",)),
+    (Init, "scheme", ()),
+    (Init, "width", (5, 5)),
+    (Init, "depth", (0,)),
+    (Init, "seeds", 0),
+    (Init, "data", ("cifar",)),
+    (Init, "outputs", 1),
+    (Init, "lr", -1.0),
+    (Init, "confidence", 1.0),
+    (Init, "dtype", "float16"),
+    (Ode, "activation", "tanh"),
+    (Ode, "inputs", (3,)),
+    (Ode, "inputs", ()),
+    (Ode, "rate", 0.0),
+    (Ode, "dtype", "float16"),
+    (Ode, "time", float("inf")),
+    (Ode, "lean", 1.5),
+    (Ode, "measurements", 1),
+    (Ode, "measurements", 10_000),
 ]
 
 

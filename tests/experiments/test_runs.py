@@ -24,6 +24,8 @@ OUTPUT = {
     "deep": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "digits": ["config.json", "results.nc", "weights.safetensors"],
     "matrix-dynamics": ["config.json", "results.nc", "weights.safetensors"],
+    "init": ["config.json", "results.nc", "weights.safetensors"],
+    "ode": ["config.json", "results.nc", "weights.safetensors"],
 }
 
 
@@ -40,7 +42,10 @@ class Interrupting(Console):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=["tiny_two_layer", "tiny_deep", "tiny_digits", "tiny_matrix_dynamics"])
+@pytest.fixture(
+    scope="module",
+    params=["tiny_two_layer", "tiny_deep", "tiny_digits", "tiny_matrix_dynamics", "tiny_init", "tiny_ode"],
+)
 def experiment(request):
     return request.getfixturevalue(request.param)
 
@@ -214,10 +219,12 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
     made = RunFolder.load(tmp_path).provenance
-    threads_and_dtype = {"two-layer": (2, "float32"), "deep": (2, "float32"), "digits": (1, "float64")}
-    used = (threads_and_dtype | {"matrix-dynamics": (1, "float32")})[experiment.name]
-    assert (made["threads"], made["dtype"]) == used
-    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {getattr(torch, used[1]), torch.int64}
+    used = {"two-layer": (2, "float32"), "digits": (1, "float64"), "matrix-dynamics": (1, "float32")}
+    used |= {"deep": (2, "float32"), "init": (2, "float32"), "ode": (2, "float64")}
+    threads_and_dtype = used[experiment.name]
+    assert (made["threads"], made["dtype"]) == threads_and_dtype
+    kept = {getattr(torch, threads_and_dtype[1]), torch.int64}
+    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= kept
 
 
 def test_files_are_compressed_netcdf4_with_ordinary_permissions(experiment, tmp_path, monkeypatch):
