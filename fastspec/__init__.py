@@ -20,7 +20,7 @@ from fastspec.norms import norm_report
 from fastspec.ops.backends import backend, default_device
 from fastspec.ops.library import native_error
 from fastspec.populations import Population
-from fastspec.training import History, train_two_layer
+from fastspec.training import History, TrainingHistory, train, train_two_layer
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "Measurement",
     "Population",
     "PopulationMeasurement",
+    "TrainingHistory",
     "backend",
     "batchnorm_bias",
     "cross_moments",
@@ -55,5 +56,6 @@ __all__ = [
     "statistics",
     "teachers",
     "theory",
+    "train",
     "train_two_layer",
 ]

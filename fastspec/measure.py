@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -40,7 +41,7 @@ def measure(
 @overload
 def measure(
     teacher: nn.Module,
-    student: nn.Module,
+    student: nn.Module | Sequence[MLP],
     data: Data,
     *,
     layers: Layers | None = None,
@@ -55,7 +56,7 @@ def measure(
 @torch.no_grad()
 def measure(
     teacher: nn.Module,
-    student: nn.Module | Population,
+    student: nn.Module | Population | Sequence[MLP],
     data: Data,
     *,
     layers: Layers | None = None,
@@ -68,7 +69,8 @@ def measure(
     """Moments of every hidden layer of teacher against student, and the loss, in one pass over the data.
 
     teacher: an `MLP` or any module.
-    student: an `MLP`, any module, or, for a two-layer `MLP` teacher, a `Population`, which has the teacher's slope.
+    student: an `MLP`, any module, or, for a two-layer `MLP` teacher, a `Population`, which has the teacher's slope;
+        or, for an `MLP` teacher, a list of `MLP`s of one shape and the teacher's slope, measured side by side.
     data: inputs [samples, ...], a DataLoader, or any iterable of batches; a batch is a tensor, or a tuple, list or
         dict whose first entry is the input. Inputs must be of the networks' dtype, and on their device or on the CPU,
         from where they are moved batch by batch.
@@ -89,18 +91,21 @@ def measure(
     The networks are evaluated in evaluation mode, without gradients, and every submodule is left in the mode it was
     in. Two `MLP`s of one negative slope go through `layer_moments`, layer by layer, batch norm folded into the weights,
     each activation computed once; students of a population in stacks of equal width.
-    Returns a `Measurement`, or a `PopulationMeasurement` for a population.
+    Returns a `Measurement`, with a population axis for a list; or a `PopulationMeasurement` for a population.
     Raises ValueError or TypeError, naming the argument and the batch, for networks that do not fit each other or the
     data, unknown layers, weights, data or activations that are NaN or infinite, and data without samples. On a GPU NaN
     and infinity are refused at the end, activations by their layer alone: nothing before waits for the device.
     """
+    several = list(student) if isinstance(student, (list, tuple)) else None
     for name, network, kinds in (("teacher", teacher, (nn.Module,)), ("student", student, (nn.Module, Population))):
-        if not isinstance(network, kinds):
+        if not isinstance(network, kinds) and (name == "teacher" or several is None):
             refuse(name, type(network).__name__, " or ".join(kind.__name__ for kind in kinds), TypeError)
     if batch_size is not None:
         check_integer("batch_size", batch_size)
     wanted = {"coactivation": coactivation, "grams": grams, "precision": precision}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, **wanted}
+    if several is not None:
+        return _side_by_side(teacher, several, layers, data, options)
     if isinstance(student, Population):
         if layers is not None or not isinstance(teacher, MLP):
             got = (
@@ -111,7 +116,37 @@ def measure(
     if layers is None and isinstance(teacher, MLP) and isinstance(student, MLP) and _one_slope(teacher, student):
         slope, stacks = teacher.negative_slope, [student.folded()]
         return measure_layers(teacher.folded(), stacks, data, negative_slope=slope, spread=one_by_one, **options)[0]
+    assert isinstance(student, nn.Module)
     return _tapped(teacher, student, layers, data, batch_size or MODULE_BATCH, progress, wanted)
+
+
+def _side_by_side(
+    teacher: nn.Module, students: Sequence[MLP], layers: Layers | None, data: Data, options: dict[str, Any]
+) -> Measurement:
+    """The measurement of students of one shape, with a population axis."""
+    takes = "MLPs of one shape and of the teacher's slope, an MLP as teacher and no `layers`"
+    networks = [teacher, *students]
+    if len(networks) < 2 or layers is not None or not all(isinstance(n, MLP) for n in networks):
+        kinds = ", ".join(sorted({type(n).__name__ for n in networks}))
+        got = f"a list of {len(students)}, networks {kinds}, {'no' if layers is None else 'some'} `layers`"
+        refuse("student", got, takes)
+    assert isinstance(teacher, MLP)
+    folded = [student.folded() for student in students]
+    shapes = {(s.negative_slope, *s.widths, *(b is None for _, b in f)) for s, f in zip(students, folded, strict=True)}
+    if len(shapes) > 1 or students[0].negative_slope != teacher.negative_slope:
+        refuse("student", f"networks of widths {sorted({tuple(s.widths) for s in students})}", takes)
+    stack: list[Layer] = [
+        (torch.stack([w for w, _ in layer]), _stacked([b for _, b in layer])) for layer in zip(*folded, strict=True)
+    ]
+    slope = teacher.negative_slope
+    with workers(1 if waits(stack[0][0].device) else len(students)) as spread:
+        return measure_layers(teacher.folded(), [stack], data, negative_slope=slope, spread=spread, **options)[0]
+
+
+def _stacked(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Biases [out] of every student as [P, out], or None of none."""
+    given = [b for b in biases if b is not None]
+    return torch.stack(given) if given else None
 
 
 def _population(teacher: MLP, students: Population, data: Data, options: dict[str, Any]) -> PopulationMeasurement:

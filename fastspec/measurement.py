@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -116,18 +117,24 @@ def pack(measurements: list[Measurement]) -> tuple[dict[str, Tensor], list[dict]
     return tensors, [{"layers": list(m.layers), "samples": m.samples} for m in measurements]
 
 
+def rebuilt(tensors: Mapping[str, Tensor], descriptions: Sequence[Mapping[str, Any]]) -> list[Measurement]:
+    """The measurements that `pack` took apart."""
+    measurements = []
+    for i, description in enumerate(descriptions):
+        layers = {}
+        for j, name in enumerate(description["layers"]):
+            prefix = f"{i}.{j}."
+            fields = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            layers[name] = CrossMoments.from_tensors(fields)
+        measurements.append(Measurement(layers, tensors.get(f"{i}.loss"), int(description["samples"])))
+    return measurements
+
+
 def unpack(path: str | os.PathLike, kind: str) -> tuple[list[Measurement], list[Tensor]]:
     """The measurements of a file, and the indices of their students where it holds a population."""
     tensors, metadata = load_tensors(path, kind)
     try:
-        measurements = []
-        for i, description in enumerate(json.loads(metadata["description"])):
-            layers = {}
-            for j, name in enumerate(description["layers"]):
-                prefix = f"{i}.{j}."
-                fields = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-                layers[name] = CrossMoments.from_tensors(fields)
-            measurements.append(Measurement(layers, tensors.get(f"{i}.loss"), int(description["samples"])))
+        measurements = rebuilt(tensors, json.loads(metadata["description"]))
         indices = [tensors[f"{i}.indices"] for i in range(len(measurements))] if kind != "Measurement" else []
     except (LookupError, TypeError, ValueError) as error:
         refuse(f"path {os.fspath(path)!r}", f"a damaged file ({error})", f"a fastspec {kind} file")

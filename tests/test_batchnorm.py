@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fastspec.training.supervised import train_supervised
 from safetensors.torch import save_file
 from torch import nn
 
 import fastspec as fs
 from fastspec.batchnorm import VGG19_BN, batchnorm_bias
-from fastspec.training.supervised import train_supervised
 
 
 def by_hand() -> nn.Sequential:

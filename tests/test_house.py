@@ -18,8 +18,9 @@ OPS = sorted(library.ops)
 
 FLOORS = {  # as CONTRIBUTING.md draws them; the first name that fits
     5: ("experiments", "__main__"),
-    4: ("figures", "plots", "dynamics_plots", "initialization_plots", "theory_plots", "report", "two_layer_report",
-        "digits_report", "matrix_dynamics_report", "initialization_report", "ode_report"),
+    4: ("figures", "plots", "dynamics_plots", "deep_plots", "initialization_plots", "theory_plots", "report",
+        "two_layer_report", "digits_report", "deep_report", "matrix_dynamics_report", "initialization_report",
+        "ode_report"),
     3: ("measure", "measurement", "population_measurement", "layerwise", "adapters", "batches", "running", "training",
         "matching", "tables", "theory", "norms", "batchnorm"),
     2: ("moments", "statistics", "merging", "networks", "relu_network", "initialization", "pruning", "populations",

@@ -5,6 +5,7 @@
 
 #include "fastspec/chain_gram.h"
 #include "fastspec/instruction_set.h"
+#include "fastspec/mlp_sgd_step.h"
 #include "fastspec/moments.h"
 #include "fastspec/two_layer_sgd.h"
 
@@ -19,6 +20,9 @@ void train_two_layer_avx512(const TrainingProblem&, const int64_t*, const Parall
 void compute_chain_gram_baseline(const ChainGramProblem&, const Parallel&);
 void compute_chain_gram_avx2(const ChainGramProblem&, const Parallel&);
 void compute_chain_gram_avx512(const ChainGramProblem&, const Parallel&);
+void train_deep_baseline(const DeepProblem&, const Parallel&);
+void train_deep_avx2(const DeepProblem&, const Parallel&);
+void train_deep_avx512(const DeepProblem&, const Parallel&);
 
 namespace {
 
@@ -58,6 +62,14 @@ void compute_chain_gram(const ChainGramProblem& problem, const Parallel& paralle
   if (chosen == InstructionSet::avx2) return compute_chain_gram_avx2(problem, parallel);
 #endif
   compute_chain_gram_baseline(problem, parallel);
+}
+
+void train_deep(const DeepProblem& problem, const Parallel& parallel) {
+#if defined(__x86_64__)
+  if (chosen == InstructionSet::avx512) return train_deep_avx512(problem, parallel);
+  if (chosen == InstructionSet::avx2) return train_deep_avx2(problem, parallel);
+#endif
+  train_deep_baseline(problem, parallel);
 }
 
 }  // namespace fastspec

@@ -92,6 +92,24 @@ inline void transpose_part(const T* in, int64_t columns, int64_t samples, T* out
   }
 }
 
+// Divides a node's weights by their norm; a row of zeros stays. With a bias, column `inputs` is that, and is left out.
+template <typename T>
+inline void normalize_row(T* row, int64_t inputs, int64_t whole, bool bias) {
+  using S = Simd<T>;
+  T* const last = bias ? row + inputs : nullptr;
+  const T kept = bias ? *last : T(0);
+  if (bias) *last = 0;
+  typename S::Vector squares = {};
+  for (int64_t c = 0; c < whole; c += S::lanes) squares += S::load(row + c) * S::load(row + c);
+  T square = 0;
+  for (int i = 0; i < S::lanes; ++i) square += squares[i];
+  if (square != 0) {
+    const T norm = sizeof(T) == sizeof(float) ? __builtin_sqrtf(square) : __builtin_sqrt(square);
+    for (int64_t c = 0; c < whole; c += S::lanes) S::store(row + c, S::load(row + c) / norm);
+  }
+  if (bias) *last = kept;
+}
+
 template <typename T>
 class Student {
   using S = Simd<T>;
@@ -170,23 +188,8 @@ class Student {
         a.gradient, s.wide, a.x, s.fan_in, samples, s.inputs + rule_.bias,
         [&](auto v, int r, int64_t c, auto g) { change(v, first + r * s.fan_in + c, sum + r * s.fan_in + c, g, u); });
     if (rule_.normalize && u.last_part) {
-      for (int r = 0; r < rows; ++r) normalize(first + r * s.fan_in);
+      for (int r = 0; r < rows; ++r) normalize_row(first + r * s.fan_in, s.inputs, s.fan_in, true);
     }
-  }
-
-  // Divides a node's fan-in, without its bias, by its norm; a row of zeros stays.
-  void normalize(T* row) const {
-    const T bias = row[sizes_.inputs];
-    row[sizes_.inputs] = 0;
-    V squares = {};
-    for (int64_t c = 0; c < sizes_.fan_in; c += S::lanes) squares += S::load(row + c) * S::load(row + c);
-    T square = 0;
-    for (int i = 0; i < S::lanes; ++i) square += squares[i];
-    if (square != 0) {
-      const T norm = sizeof(T) == sizeof(float) ? __builtin_sqrtf(square) : __builtin_sqrt(square);
-      for (int64_t c = 0; c < sizes_.fan_in; c += S::lanes) S::store(row + c, S::load(row + c) / norm);
-    }
-    row[sizes_.inputs] = bias;
   }
 
   void change_top_bias(int64_t samples, const Update& u) const {

@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from fastspec import config
 from fastspec.experiments.bn_bias import BnBias
 from fastspec.experiments.console import Console
+from fastspec.experiments.deep import LUCK_MATTERS, STUDENT_SPECIALIZATION, Deep
 from fastspec.experiments.demo import Demo
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
@@ -59,6 +60,22 @@ def two_layer(
 
     Args:
         preset: Start from a published study, icml2020 (Student Specialization); options beside it replace its own.
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def deep(
+    experiment: OmitArgPrefixes[Deep],
+    preset: Literal["luck-matters", "student-specialization"] | None = None,
+    out: Path = RUNS / "deep",
+    overwrite: bool = False,
+) -> None:
+    """Deep students learn a deep separated teacher from Gaussian inputs.
+
+    Args:
+        preset: Start from a published experiment; options beside it replace its own.
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """
@@ -187,6 +204,7 @@ def doctor(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "two-layer": two_layer,
+    "deep": deep,
     "digits": digits,
     "matrix-dynamics": matrix_dynamics,
     "init": init,
@@ -200,8 +218,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 PRESETS: dict[str, tuple[str, Callable[..., None], Experiment]] = {
     "icml2020": ("two-layer", two_layer, ICML2020),
+    "luck-matters": ("deep", deep, LUCK_MATTERS),
+    "student-specialization": ("deep", deep, STUDENT_SPECIALIZATION),
     "arpit2019": ("init", init, ARPIT2019),
-}
+}  # command, what runs it, and its options
 
 
 def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
@@ -215,6 +235,8 @@ def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
     if preset is None:
         return COMMANDS
     name, command, experiment = PRESETS[preset]
+    if name not in given:
+        return COMMANDS  # where the mistake is explained
     return {**COMMANDS, name: partial(command, experiment=experiment, out=RUNS / f"{name}-{preset}")}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -22,7 +25,7 @@ from fastspec.networks import MLP, student_like
 from fastspec.ops.backends import default_device
 from fastspec.ops.checks import check_integer, check_real
 from fastspec.tensor_files import load_tensors, save_tensors
-from fastspec.training.supervised import train_supervised
+from fastspec.training import train
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,22 +109,25 @@ class Digits(Experiment):
                 weights |= named(f"student x{multi} seed {seed}", student)
         return results, weights
 
-    def _teacher(self, folder: RunFolder, train: Samples, console: Console) -> MLP:
+    def _teacher(self, folder: RunFolder, samples: Samples, console: Console) -> MLP:
         done = folder.part("teacher.safetensors")
         if done.exists():
             return MLP.load(done).to(default_device())
         teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed).to(default_device())
         with console.stage("digits: the teacher learns labels") as advance:
-            train_supervised(
+            train(
+                samples.y,
                 teacher,
-                train.x,
-                train.y,
+                samples.x,
                 steps=self.teacher_steps,
                 batch_size=self.batch_size,
+                replacement=True,
                 lr=self.teacher_lr,
-                weight_decay=self.teacher_weight_decay,
+                schedule=half_cosine(self.teacher_steps),
+                optimizer=partial(torch.optim.Adam, weight_decay=self.teacher_weight_decay, fused=True),
                 input_noise=self.teacher_noise,
                 seed=self.teacher_seed,
+                snapshots=(),
                 progress=advance,
             )
         teacher.save(done)
@@ -138,17 +144,20 @@ class Digits(Experiment):
         student = student_like(teacher, multi=multi, seed=seed).to(default_device())
         rows: list[dict[str, Tensor]] = []
         with console.stage(f"digits: a {multi}× student learns logits") as advance:
-            train_supervised(
+            train(
+                teacher,
                 student,
                 splits.train.x,
-                teacher,
                 steps=self.student_steps,
                 batch_size=self.batch_size,
+                replacement=True,
                 lr=self.student_lr,
+                schedule=half_cosine(self.student_steps),
+                optimizer=partial(torch.optim.Adam, fused=True),
                 input_noise=self.student_noise,
                 seed=seed,
                 snapshots=self.snapshots,
-                on_snapshot=lambda step: rows.append(measurement(teacher, student, splits.held_out)),
+                on_snapshot=lambda step, _: rows.append(measurement(teacher, student, splits.held_out)),
                 progress=advance,
             )
         found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -202,6 +211,11 @@ def measurement(teacher: MLP, student: MLP, held_out: Samples) -> dict[str, Tens
         "best_student": torch.stack([pad(b.indices, (0, widest - len(b.indices)), value=-1) for b in best]),
     }
     return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+def half_cosine(steps: int) -> Callable[[int], float]:
+    """Factors on a learning rate that fall from 1 to 0 along half a cosine."""
+    return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def accuracy(network: MLP, samples: Samples) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastspec import report
+from fastspec.deep_report import deep_blocks
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
@@ -18,6 +19,7 @@ from fastspec.two_layer_report import two_layer_blocks
 TITLES = {
     "demo": "fastspec demo: which student node has become which teacher node",
     "two-layer": "fastspec two-layer",
+    "deep": "fastspec deep",
     "digits": "fastspec digits",
     "matrix-dynamics": "fastspec matrix-dynamics",
     "init": "fastspec init",
@@ -43,6 +45,7 @@ def redraw(path: str | Path) -> list[report.Block]:
 def _blocks(folder: RunFolder) -> list[report.Block]:
     drawn: dict[str, Callable[..., list[report.Block]]] = {
         "two-layer": two_layer_blocks,
+        "deep": deep_blocks,
         "digits": digits_blocks,
         "matrix-dynamics": matrix_dynamics_blocks,
         "init": init_blocks,

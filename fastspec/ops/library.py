@@ -29,6 +29,7 @@ class Implementations(NamedTuple):
     reference: Callable
     triton: Callable | None  # None if the op has no Triton kernel
     cuda: Callable | None  # None if the op has no CUDA C++ kernel
+    faster: Callable | None = None  # the same in torch, where the reference is not written for speed
 
 
 ops: dict[str, Implementations] = {}
@@ -42,19 +43,22 @@ def define(
     fake: Callable,
     triton: str | None = None,
     cuda: str | None = None,
+    faster: Callable | None = None,
 ) -> None:
     """Define one op: its schema, its fake, and what runs where no native kernel is registered.
 
     triton, cuda: "module:function" for CUDA tensors, with a Triton or a CUDA C++ kernel, imported at its first call;
     without one, or where Triton or the CUDA kernels are not installed, and on the CPU, the reference runs.
+    faster: another function of the reference's signature, in torch operations, that runs in its place.
     `fastspec.ops.backends` forces another choice.
     """
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"fastspec::{name}", fake, lib=_library)
     kernels = [None if target is None else _imported_when_called(target) for target in (triton, cuda)]
-    ops[name] = Implementations(reference, *kernels)
+    ops[name] = Implementations(reference, kernels[0], kernels[1], faster)
     on_gpu = (ops[name].triton if has_triton() else None) or (ops[name].cuda if cuda_error() is None else None)
-    for key, function in (("CPU", reference), ("CUDA", on_gpu or reference)):
+    in_torch = faster or reference
+    for key, function in (("CPU", in_torch), ("CUDA", on_gpu or in_torch)):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastspec::{name}", key):
             _library.impl(name, function, key)
 

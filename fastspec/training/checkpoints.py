@@ -39,6 +39,15 @@ def digest(tensor: Tensor | None) -> str | None:
     return hashlib.sha256(head + data.numpy().tobytes()).hexdigest()
 
 
+def check_fingerprint(path: str | os.PathLike, theirs: Mapping[str, object], fingerprint: Mapping[str, object]) -> None:
+    """Refuse a checkpoint of another configuration, naming what differs."""
+    ours = json.loads(json.dumps(fingerprint))
+    different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if different:
+        got = f"{os.fspath(path)!r}, of a run with other {', '.join(different)}"
+        refuse("checkpoint", got, "a checkpoint of this very configuration, or a new path")
+
+
 def save_state(path: str | os.PathLike, fingerprint: Mapping[str, object], state: State) -> None:
     """Write the checkpoint; the file appears whole or not at all."""
     tensors = {"diverged_step": state.diverged_step}
@@ -62,11 +71,7 @@ def load_state(path: str | os.PathLike, fingerprint: Mapping[str, object], devic
         theirs, step = json.loads(metadata["fingerprint"]), int(metadata["step"])
     except (LookupError, ValueError) as error:
         refuse(f"path {os.fspath(path)!r}", f"a damaged file ({error})", f"a fastspec {KIND} file")
-    ours = json.loads(json.dumps(fingerprint))
-    different = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-    if different:
-        got = f"{os.fspath(path)!r}, of a run with other {', '.join(different)}"
-        refuse("checkpoint", got, "a checkpoint of this very configuration, or a new path")
+    check_fingerprint(path, theirs, fingerprint)
 
     def packed(name: str) -> Packed:
         return Packed(*(tensors[f"{name}.{part}"].to(device) for part in Packed._fields))

@@ -27,6 +27,7 @@ Report = Callable[[int, int], object]
 LIMIT = 1e8  # a batch loss this many times the loss of a student that answers 0 counts as divergence
 CALL_SECONDS = 0.4  # aimed length of one call of the op, after which Ctrl-C is heard
 CHECKPOINT_SECONDS = 30.0
+MOST_STEPS = 10**9  # of a call: snapshots and epochs may keep calls short for ever
 
 
 @dataclass(frozen=True)
@@ -260,4 +261,4 @@ class Pace:
 
     def __exit__(self, *_: object) -> None:
         seconds = max(time.monotonic() - self._start, 1e-6)
-        self.steps = max(1, int(self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds))))
+        self.steps = max(1, int(min(MOST_STEPS, self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds)))))

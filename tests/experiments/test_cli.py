@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from fastspec.experiments import cli
 from fastspec.experiments.cli import COMMANDS, main
+from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.ode import Ode
@@ -58,7 +59,7 @@ def test_every_command_has_help(name, capsys):
     assert f"fastspec {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [TwoLayer, Digits, Init, Ode])
+@pytest.mark.parametrize("kind", [TwoLayer, Deep, Digits, Init, Ode])
 def test_help_explains_every_option(kind, capsys):
     assert main([kind.name, "--help"]) == 0
     out = capsys.readouterr().out

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.init import Init
 from fastspec.experiments.ode import Ode
@@ -35,6 +36,21 @@ OPTIONS = [
     (TwoLayer, "followed_seeds", 9),
     (TwoLayer, "dtype", "float16"),
     (TwoLayer, "threshold", 1.5),
+    (Deep, "hidden", (0,)),
+    (Deep, "multi", (2, 2)),
+    (Deep, "samples", ()),
+    (Deep, "samples", (63,)),
+    (Deep, "weight_set", (1.0, 1.0)),
+    (Deep, "weight_set", (float("nan"),)),
+    (Deep, "batch_size", 0),
+    (Deep, "lr", float("nan")),
+    (Deep, "lr_drop", -1.0),
+    (Deep, "momentum", 1.5),
+    (Deep, "measure_every", 10**6),
+    (Deep, "data_std", 0.0),
+    (Deep, "batch_norm", "between"),
+    (Deep, "dtype", "float16"),
+    (Deep, "teacher_seed", -1),
     (Digits, "hidden", ()),
     (Digits, "hidden", (0,)),
     (Digits, "multi", (1, 1)),

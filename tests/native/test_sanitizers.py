@@ -44,11 +44,12 @@ def run(binary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(binary), *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("driver", ["moments", "two_layer_sgd", "chain_gram"])
-@pytest.mark.parametrize(
-    "isa, sanitizers",
-    [("baseline", "address,undefined"), ("avx2", "thread"), ("avx512", "address,undefined"), ("avx512", "thread")],
-)
+CLEAN = [("baseline", "address,undefined"), ("avx2", "thread"), ("avx512", "address,undefined"), ("avx512", "thread")]
+CASES = [(driver, *case) for driver in ("moments", "two_layer_sgd", "chain_gram") for case in CLEAN]
+CASES += [("mlp_sgd_step", *CLEAN[2])]  # under the thread sanitizer in the test of its barriers
+
+
+@pytest.mark.parametrize("driver, isa, sanitizers", CASES)
 def test_kernels_are_clean(tmp_path, driver, isa, sanitizers):
     done = run(build(tmp_path, driver, isa, sanitizers))
     assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
@@ -108,6 +109,7 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
         "row_size = right.layer[at].nodes + 1",
         "row_size = right.layer[at].nodes",
     ),
+    "an open gate below": ("mlp_sgd_step", ADDRESS, "deep_student.h", "on ? g : rules_.slope * g", "g"),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }
 
@@ -122,3 +124,27 @@ def test_the_driver_sees_a_broken_kernel(tmp_path, mutation):
     (broken / name).write_text(text.replace(before, after))
     done = run(build(tmp_path, driver, "avx2", sanitizers, source=broken))
     assert done.returncode != 0
+
+
+SKIP = """void wait(int site) {
+    static const char* const skipped = std::getenv("SKIPPED");
+    if (skipped && site == std::atoi(skipped)) return;"""
+
+
+def test_every_barrier_of_a_team_is_needed(tmp_path, monkeypatch):
+    """Each barrier of the deep training kernel left out in turn: cores that do not wait for each other are seen."""
+    changed, sites = tmp_path / "cpu", 0
+    shutil.copytree(ROOT / "csrc/cpu", changed)
+    for name in ("deep_student.h", "mlp_sgd_step.h"):
+        parts = (changed / name).read_text().split("barrier->wait()")
+        text = parts[0] + "".join(f"barrier->wait({sites + i}){part}" for i, part in enumerate(parts[1:]))
+        (changed / name).write_text(text)
+        sites += len(parts) - 1
+    team = (changed / "team.h").read_text()
+    assert sites == 7 and team.count("void wait() {") == 1, "the kernel has changed: write the test anew"
+    (changed / "team.h").write_text("#include <cstdlib>\n" + team.replace("void wait() {", SKIP))
+    binary = build(tmp_path, "mlp_sgd_step", "avx2", THREAD, source=changed)
+    assert run(binary).returncode == 0
+    for site in range(sites):
+        monkeypatch.setenv("SKIPPED", str(site))
+        assert run(binary).returncode != 0, f"nobody misses barrier {site}"
