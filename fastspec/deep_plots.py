@@ -132,7 +132,8 @@ def deep_l_shape(results: xr.Dataset, threshold: float = 0.95) -> Figure:
                     ax.scatter(x[shown], y[shown], s=7, color=colour, alpha=0.5, linewidths=0)
                 threshold_line(ax, threshold, vertical=True)
                 corner(ax, f"{matched.sum()} of {np.isfinite(y).sum()}")
-                ax.set(xlim=(-0.05, 1.05), ylim=(0, None))
+                top = float(picked.strength.sel(step=steps, layer=layer).max())
+                ax.set(xlim=(-0.05, 1.05), ylim=(0, 1.15 * top))
                 if row == 0:
                     ax.set_title(f"hidden layer {layer}")
                 if column == 0:
