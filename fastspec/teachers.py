@@ -68,6 +68,19 @@ def separated(
     return MLP.from_weights(final, negative_slope=negative_slope)
 
 
+def random(widths: Sequence[int], *, seed: int = 0, dtype: torch.dtype | None = None) -> MLP:
+    """A deep teacher without separated nodes: weights and biases are uniform, as torch.nn.Linear draws them, and then
+    the weight vector and bias of each node are divided by the vector's norm, as in `separated`.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    drawn = MLP(widths, seed=seed, dtype=torch.float64).weights()
+    dtype = dtype or torch.get_default_dtype()
+    norms = [w.norm(dim=1) for w, _ in drawn]
+    layers = [(w / norm[:, None], b / norm) for (w, b), norm in zip(drawn, norms, strict=True) if b is not None]
+    return MLP.from_weights([(w.to(dtype), b.to(dtype)) for w, b in layers])
+
+
 def two_layer(
     d: int,
     m: int,

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastspec import config
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.console import Console
 from fastspec.experiments.deep import LUCK_MATTERS, STUDENT_SPECIALIZATION, Deep
 from fastspec.experiments.demo import Demo
@@ -24,6 +25,7 @@ from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.reports import redraw
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.summary import print_summary
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.ops.backends import default_device
@@ -78,6 +80,28 @@ def deep(
 
     Args:
         preset: Start from a published experiment; options beside it replace its own.
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def ablation(experiment: OmitArgPrefixes[Ablation], out: Path = RUNS / "ablation", overwrite: bool = False) -> None:
+    """Deep students, one thing at a time changed: width, batch norm, teacher, batch size, learning rate, outputs.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def sample_complexity(
+    experiment: OmitArgPrefixes[SampleComplexity], out: Path = RUNS / "sample-complexity", overwrite: bool = False
+) -> None:
+    """Students learn from few or many distinct samples, Gaussian ones or those about the teacher's boundaries.
+
+    Args:
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """
@@ -168,6 +192,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "two-layer": two_layer,
     "deep": deep,
+    "ablation": ablation,
+    "sample-complexity": sample_complexity,
     "digits": digits,
     "matrix-dynamics": matrix_dynamics,
     "measure": measure,

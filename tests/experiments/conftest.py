@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import TwoLayer
 
 
@@ -37,6 +39,22 @@ def tiny_deep():
     return Deep(
         hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(60, 100), evaluation_samples=80,
         data_std=1.0, steps=40, batch_size=10, lr=0.3, lr_drop_epoch=5, measurements=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_ablation():
+    return Ablation(
+        hidden=(3, 4), inputs=5, outputs=(6, 4), multi=(2, 1), batch_norm=("none", "before"), batch_size=(10, 20),
+        lr=(0.3, 0.1), seeds=2, samples=60, evaluation_samples=80, data_std=1.0, epochs=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_sample_complexity():
+    return SampleComplexity(
+        hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(20, 100), evaluation_samples=80, steps=40,
+        batch_size=10, lr=0.3, boundary_mean=1.0, boundary_sigma=0.5,
     )  # fmt: skip
 
 

@@ -8,10 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.results import RunFolder
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import TwoLayer
 
 OPTIONS = [
@@ -49,6 +51,29 @@ OPTIONS = [
     (Deep, "batch_norm", "between"),
     (Deep, "dtype", "float16"),
     (Deep, "teacher_seed", -1),
+    (Ablation, "multi", (1, 1)),
+    (Ablation, "multi", (0,)),
+    (Ablation, "batch_norm", ("between",)),
+    (Ablation, "teacher", ("separated", "trained")),
+    (Ablation, "teacher", ()),
+    (Ablation, "batch_size", (0,)),
+    (Ablation, "lr", (0.1, float("nan"))),
+    (Ablation, "outputs", (1.5,)),
+    (Ablation, "epochs", 0),
+    (Ablation, "samples", 255),
+    (Ablation, "seeds", 0),
+    (Ablation, "hidden", ()),
+    (Ablation, "dtype", "float16"),
+    (SampleComplexity, "kind", ("uniform",)),
+    (SampleComplexity, "kind", ("gaussian", "gaussian")),
+    (SampleComplexity, "samples", (31,)),
+    (SampleComplexity, "samples", (64, 64)),
+    (SampleComplexity, "boundary_mean", -1.0),
+    (SampleComplexity, "boundary_sigma", float("inf")),
+    (SampleComplexity, "threshold", 1.5),
+    (SampleComplexity, "multi", ()),
+    (SampleComplexity, "steps", 0),
+    (SampleComplexity, "lr", -1.0),
     (Digits, "hidden", ()),
     (Digits, "hidden", (0,)),
     (Digits, "multi", (1, 1)),

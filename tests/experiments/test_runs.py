@@ -22,6 +22,8 @@ from fastspec.tensor_files import load_tensors
 OUTPUT = {
     "two-layer": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "deep": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
+    "ablation": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
+    "sample-complexity": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "digits": ["config.json", "results.nc", "weights.safetensors"],
     "matrix-dynamics": ["config.json", "results.nc", "weights.safetensors"],
 }
@@ -40,7 +42,17 @@ class Interrupting(Console):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=["tiny_two_layer", "tiny_deep", "tiny_digits", "tiny_matrix_dynamics"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tiny_two_layer",
+        "tiny_deep",
+        "tiny_ablation",
+        "tiny_sample_complexity",
+        "tiny_digits",
+        "tiny_matrix_dynamics",
+    ],
+)
 def experiment(request):
     return request.getfixturevalue(request.param)
 
@@ -215,7 +227,7 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
         torch.set_default_dtype(dtype)
     made = RunFolder.load(tmp_path).provenance
     threads_and_dtype = {"two-layer": (2, "float32"), "deep": (2, "float32"), "digits": (1, "float64")}
-    used = (threads_and_dtype | {"matrix-dynamics": (1, "float32")})[experiment.name]
+    used = threads_and_dtype.get(experiment.name, (1, "float32"))
     assert (made["threads"], made["dtype"]) == used
     assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {getattr(torch, used[1]), torch.int64}
 
