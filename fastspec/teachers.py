@@ -134,11 +134,11 @@ def separated_vectors(
         largest = block.abs().amax(dim=1, keepdim=True)
         # rounded, so that parallel vectors agree whatever the rounding of the quotient; + 0.0 turns -0.0 into 0.0
         keys = block + 0.0 if parallel else (block / largest).mul(2**40).round() + 0.0
-        for vector, nonzero, key in zip(block, (largest > 0).squeeze(1).tolist(), keys.numpy(), strict=True):
+        for i, (nonzero, key) in enumerate(zip((largest > 0).squeeze(1).tolist(), keys.numpy(), strict=True)):
             code = key.tobytes()
             if nonzero and code not in taken:
                 taken.add(code)
-                kept.append(vector)
+                kept.append(block[i])
                 if len(kept) == count:
                     return torch.stack(kept)
     what = "distinct nonzero vectors" if parallel else "directions"

@@ -23,6 +23,7 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
+from fastspec.experiments.images import Images
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.sample_complexity import SampleComplexity
@@ -118,6 +119,16 @@ def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", ove
     _run(experiment, out, overwrite)
 
 
+def images(experiment: OmitArgPrefixes[Images], out: Path = RUNS / "images", overwrite: bool = False) -> None:
+    """Students of dense or convolutional teachers of digits, MNIST or CIFAR-10, pruned or not.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
 def matrix_dynamics(
     experiment: OmitArgPrefixes[MatrixDynamics], out: Path = RUNS / "matrix-dynamics", overwrite: bool = False
 ) -> None:
@@ -195,6 +206,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablation": ablation,
     "sample-complexity": sample_complexity,
     "digits": digits,
+    "images": images,
     "matrix-dynamics": matrix_dynamics,
     "measure": measure,
     "report": report,

@@ -11,6 +11,7 @@ from fastspec.deep_report import deep_blocks
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
+from fastspec.images_report import images_blocks
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
 from fastspec.ops.checks import refuse
 from fastspec.sample_complexity_report import sample_complexity_blocks
@@ -23,6 +24,7 @@ TITLES = {
     "ablation": "fastspec ablation",
     "sample-complexity": "fastspec sample-complexity",
     "digits": "fastspec digits",
+    "images": "fastspec images",
     "matrix-dynamics": "fastspec matrix-dynamics",
 }
 
@@ -48,6 +50,7 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
         "ablation": ablation_blocks,
         "sample-complexity": sample_complexity_blocks,
         "digits": digits_blocks,
+        "images": images_blocks,
         "matrix-dynamics": matrix_dynamics_blocks,
     }
     if folder.experiment == "demo":

@@ -21,6 +21,7 @@ from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.cli import COMMANDS, main
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.images import Images
 from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.networks import MLP, student_like
@@ -59,7 +60,7 @@ def test_every_command_has_help(name, capsys):
     assert f"fastspec {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [TwoLayer, Deep, Ablation, SampleComplexity, Digits])
+@pytest.mark.parametrize("kind", [TwoLayer, Deep, Ablation, SampleComplexity, Digits, Images])
 def test_help_explains_every_option(kind, capsys):
     assert main([kind.name, "--help"]) == 0
     out = capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.images import Images
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.sample_complexity import SampleComplexity
@@ -81,6 +83,13 @@ OPTIONS = [
     (Digits, "student_noise", -1.0),
     (Digits, "data_seed", -1),
     (Digits, "batch_size", 0),
+    (Images, "data", "imagenet"),
+    (Images, "network", "transformer"),
+    (Images, "prune", 1.0),
+    (Images, "prune", -0.1),
+    (Images, "samples", -1),
+    (Images, "evaluation_samples", -1),
+    (Images, "multi", (0,)),
 ]
 
 
@@ -88,6 +97,20 @@ OPTIONS = [
 def test_options(kind, option, value, tmp_path):
     with pytest.raises((ValueError, TypeError), match=f"^{option}.*: got .*; takes "):
         kind(**{option: value}).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "mnist"}, "folder: got ''; takes the folder with the files of mnist"),
+        ({"data": "cifar10", "folder": "nowhere"}, "folder: got 'nowhere'; takes"),
+        ({"network": "convolutional", "hidden": (4, 4, 4, 4)}, "hidden: got 4 convolutions; takes at most 3 on 8 x 8"),
+    ],
+)
+def test_options_that_do_not_fit_each_other(options, message, tmp_path):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        Images(**options).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

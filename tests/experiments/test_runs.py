@@ -25,6 +25,7 @@ OUTPUT = {
     "ablation": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "sample-complexity": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "digits": ["config.json", "results.nc", "weights.safetensors"],
+    "images": ["config.json", "results.nc", "weights.safetensors"],
     "matrix-dynamics": ["config.json", "results.nc", "weights.safetensors"],
 }
 
@@ -50,6 +51,7 @@ class Interrupting(Console):
         "tiny_ablation",
         "tiny_sample_complexity",
         "tiny_digits",
+        "tiny_images",
         "tiny_matrix_dynamics",
     ],
 )
@@ -226,8 +228,9 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
     made = RunFolder.load(tmp_path).provenance
-    threads_and_dtype = {"two-layer": (2, "float32"), "deep": (2, "float32"), "digits": (1, "float64")}
-    used = threads_and_dtype.get(experiment.name, (1, "float32"))
+    by_default = {"two-layer": (2, "float32"), "deep": (2, "float32")}
+    by_default |= dict.fromkeys(("digits", "images"), (1, "float64"))
+    used = by_default.get(experiment.name, (1, "float32"))
     assert (made["threads"], made["dtype"]) == used
     assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {getattr(torch, used[1]), torch.int64}
 
