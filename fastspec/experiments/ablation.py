@@ -49,7 +49,7 @@ class Cell(Job):
 
     @property
     def name(self) -> str:
-        return "x{multi}-{batch_norm}-{teacher}-batch{batch_size}-lr{lr:g}-c{outputs}".format(**self.values)
+        return "x{multi}-{batch_norm}-{teacher}-batch{batch_size}-lr{lr}-c{outputs}".format(**self.values)
 
     def teacher(self) -> MLP:
         o = self.options

@@ -45,7 +45,7 @@ class Images(Digits):
     evaluation_samples: int = 2000
     """Measure on at most so many held-out images, the first ones; 0 for all."""
     network: Literal["dense", "convolutional"] = "dense"
-    """Layers of teacher and students; --hidden are then the nodes or the channels."""
+    """Layers of teacher and students; the nodes of convolutional ones are channels."""
     prune: float = 0.0
     """Share of every hidden layer's nodes that is removed from the trained teacher, those of lowest mean fan-out."""
 
@@ -58,6 +58,8 @@ class Images(Digits):
         for name, known in (("data", tuple(SHAPES)), ("network", ("dense", "convolutional"))):
             if getattr(self, name) not in known:
                 refuse(name, repr(getattr(self, name)), " or ".join(map(repr, known)))
+        if self.data == "digits" and self.folder:
+            refuse("folder", repr(self.folder), "no folder for digits, which ship with scikit-learn")
         if self.data != "digits" and not (self.folder and Path(self.folder).is_dir()):
             refuse("folder", repr(self.folder), f"the folder with the files of {self.data}")
         check_integer("samples", self.samples, 0)
@@ -74,6 +76,8 @@ class Images(Digits):
         else:
             found = (mnist if self.data == "mnist" else cifar10)(self.folder, flat=False)
         shape = SHAPES[self.data] if self.network == "convolutional" else (int(np.prod(SHAPES[self.data])),)
+        if self.samples > len(found.train):
+            refuse("samples", self.samples, f"at most {len(found.train)}, the training images, or 0 for all")
         train = _first(found.train, self.samples, shape)
         return Splits(train, _first(found.held_out, self.evaluation_samples, shape))
 

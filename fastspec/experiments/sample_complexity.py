@@ -18,7 +18,7 @@ from fastspec.experiments.deep_job import HELD_OUT_SEED, Job, work_through
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_grid, check_not_negative
 from fastspec.experiments.results import RunFolder
-from fastspec.ops.checks import check_real, refuse
+from fastspec.ops.checks import check_integer, check_real, refuse
 from fastspec.randomness import generator
 from fastspec.teachers import STUDENT_SPECIALIZATION
 
@@ -102,6 +102,7 @@ class SampleComplexity(Experiment):
                 refuse("kind", repr(value), "'gaussian' or 'boundary'")
         check_not_negative("boundary_mean", self.boundary_mean)
         check_not_negative("boundary_sigma", self.boundary_sigma)
+        check_integer("steps", self.steps)
         check_real("threshold", self.threshold, "a number in [0, 1]", 0.0, 1.0)
         self._deep().check()
 
@@ -120,7 +121,7 @@ class SampleComplexity(Experiment):
             hidden=self.hidden, inputs=self.inputs, outputs=self.outputs, teacher_seed=self.teacher_seed,
             weight_set=STUDENT_SPECIALIZATION, multi=self.multi, seeds=self.seeds, samples=self.samples,
             evaluation_samples=self.evaluation_samples, data_std=self.data_std, steps=self.steps,
-            batch_size=self.batch_size, lr=self.lr, measurements=2, dtype=self.dtype,
+            batch_size=self.batch_size, lr=self.lr, measure_every=self.steps, dtype=self.dtype,
         )  # fmt: skip
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
@@ -152,7 +153,6 @@ class SampleComplexity(Experiment):
             },
             {
                 "loss": (grid, np.nan, "mean over held-out samples of 1/2 |teacher - student|^2"),
-                "loss_train": (grid, np.nan, "mean of the batch losses since the start"),
                 "layer_score": (layer, np.nan, "mean of best_correlation over the teacher nodes that vary"),
                 "constant_teachers": (layer, -1, "teacher nodes that are constant over the held-out samples"),
                 "best_correlation": (

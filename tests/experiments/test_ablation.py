@@ -49,6 +49,8 @@ def test_one_change_at_a_time(run):
 def test_every_combination():
     cells = Ablation(multi=(1, 2), lr=(0.1, 0.2), outputs=(3, 4), every_combination=True).cells()
     assert len(cells) == 2 * 3 * 2 * 3 * 2 * 2 and len({cell.name for cell in cells}) == len(cells)
+    near = Ablation(lr=(0.1, 0.1 + 1e-12)).cells()
+    assert len({cell.name for cell in near}) == len(near)
     assert len({tuple(cell.values.items()) for cell in cells}) == len(cells)
 
 

@@ -78,6 +78,12 @@ def test_local_files(name, write, network, tiny_images, tmp_path):
     assert main(["report", str(tmp_path / "run")]) == 0
 
 
+def test_more_images_than_there_are(tiny_images):
+    with pytest.raises(ValueError, match=r"^samples: got 1348; takes at most 1347"):
+        replace(tiny_images, samples=1348).splits()
+    assert len(replace(tiny_images, samples=1347, evaluation_samples=9999).splits().held_out) == 450
+
+
 def test_damaged_files_are_named(tiny_images, tmp_path):
     (tmp_path / "files").mkdir()
     write_mnist(tmp_path / "files")

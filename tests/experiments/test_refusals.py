@@ -104,6 +104,7 @@ def test_options(kind, option, value, tmp_path):
     ("options", "message"),
     [
         ({"data": "mnist"}, "folder: got ''; takes the folder with the files of mnist"),
+        ({"folder": "nowhere"}, "folder: got 'nowhere'; takes no folder for digits"),
         ({"data": "cifar10", "folder": "nowhere"}, "folder: got 'nowhere'; takes"),
         ({"network": "convolutional", "hidden": (4, 4, 4, 4)}, "hidden: got 4 convolutions; takes at most 3 on 8 x 8"),
     ],
