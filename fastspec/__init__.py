@@ -10,11 +10,13 @@ print(report)
 
 import warnings
 
-from fastspec import data, initialization, matching, networks, pruning, statistics, teachers, theory
+from fastspec import data, initialization, matching, networks, norms, pruning, statistics, teachers, theory
+from fastspec.batchnorm import batchnorm_bias
 from fastspec.config import show_config
 from fastspec.measure import Measurement, PopulationMeasurement, measure
 from fastspec.moments import CrossMoments, cross_moments, layer_moments, layer_moments_with_activations
 from fastspec.networks import MLP, ConvNet
+from fastspec.norms import norm_report
 from fastspec.ops.backends import backend, default_device
 from fastspec.ops.library import native_error
 from fastspec.populations import Population
@@ -37,6 +39,7 @@ __all__ = [
     "PopulationMeasurement",
     "TrainingHistory",
     "backend",
+    "batchnorm_bias",
     "cross_moments",
     "data",
     "default_device",
@@ -46,6 +49,8 @@ __all__ = [
     "matching",
     "measure",
     "networks",
+    "norm_report",
+    "norms",
     "pruning",
     "show_config",
     "statistics",

@@ -93,7 +93,8 @@ def observed_table(results: xr.Dataset) -> Table:
     for label, chosen in kinds(results):
         scores = final.sel(chosen).where(often).mean(["seed", "teacher"])
         rows.append([label, *(f"{float(score):.4f}" for score in scores)])
-    numbers = [f"{int(n)} of {int(m)}" for n, m in zip(often.sum("teacher"), activity.count("teacher"), strict=True)]
+    every = [dim for dim in often.dims if dim != "layer"]  # runs that are joined have a teacher for each seed
+    numbers = [f"{int(n)} of {int(m)}" for n, m in zip(often.sum(every), activity.count(every), strict=True)]
     columns = ("students", *(f"layer {layer}" for layer in results.layer.values))
     title = (
         f"Layer scores at the end, of teacher nodes active on {100 * RARE:g} to {100 - 100 * RARE:g} % of the inputs"

@@ -18,12 +18,12 @@ OPS = sorted(library.ops)
 
 FLOORS = {  # as CONTRIBUTING.md draws them; the first name that fits
     5: ("experiments", "__main__"),
-    4: ("figures", "plots", "dynamics_plots", "report", "two_layer_report", "digits_report",
-        "deep_plots", "deep_report", "matrix_dynamics_report",
-        "ablation_plots", "ablation_report", "sample_complexity_plots", "sample_complexity_report",
+    4: ("figures", "plots", "dynamics_plots", "deep_plots", "initialization_plots", "theory_plots", "report",
+        "two_layer_report", "digits_report", "deep_report", "matrix_dynamics_report", "initialization_report",
+        "ode_report", "ablation_plots", "ablation_report", "sample_complexity_plots", "sample_complexity_report",
         "images_report"),
     3: ("measure", "measurement", "population_measurement", "layerwise", "adapters", "batches", "running", "training",
-        "matching", "tables", "theory"),
+        "matching", "tables", "theory", "norms", "batchnorm"),
     2: ("moments", "statistics", "merging", "networks", "relu_network", "initialization", "pruning", "populations",
         "teachers", "data", "image_files"),
     1: ("ops", "config", "progress", "tensor_files", "atomic_files", "randomness", "workers"),

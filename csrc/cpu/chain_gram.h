@@ -1,12 +1,12 @@
-// Grams of the gated backward maps of two chains, sample by sample: a node whose gate is 0 takes part in nothing, so
-// maps and products are of active nodes alone, packed side by side (fastspec/ops/chain_gram/README.md).
+// Grams of the gated backward maps of two chains. A node whose gate is 0 takes part in nothing: where many are, maps
+// and products are of a sample's active nodes alone, packed side by side, else of whole layers and several samples
+// (fastspec/ops/chain_gram/README.md).
 #pragma once
 
 #include <new>
 
-#include "arena.h"
 #include "fastspec/chain_gram.h"
-#include "products.h"
+#include "gram_sums.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
@@ -14,10 +14,7 @@ namespace FASTSPEC_ISA {
 template <typename T>
 class ChainGram {
   using S = Simd<T>;
-  static constexpr int64_t slots = 8;          // blocks of samples whose sums are kept apart
-  static constexpr int64_t block_samples = 8;  // whose sums are of type T
-
-  static int64_t padded(int64_t nodes) { return ceil_div(nodes, S::lanes) * S::lanes; }
+  static constexpr int64_t slots = 8;  // blocks of samples whose sums are kept apart
 
   struct Active {   // nodes of a sample whose gate is not 0
     int32_t* node;  // [padded], those after the last name the column that nobody reads
@@ -30,6 +27,8 @@ class ChainGram {
     T* factor[2];      // V D of active nodes [outputs, padded], of a layer and the one below
     Active active[2];  // of the same
     T* map;            // [active nodes above, padded active nodes]
+    T* whole[2];       // V D of all nodes [samples of a group, outputs, padded], of a layer and the one below
+    T* gates;          // [samples of a block, padded]
   };
 
   struct Sums {  // of one slot: rows have one column more, for lanes after the last node
@@ -38,16 +37,21 @@ class ChainGram {
 
   struct Scratch {  // of one core
     Side teacher, student;
-    T *teacher_gates, *student_gates;  // of a block in the top layer [block_samples, padded]
   };
 
   const ChainGramProblem& problem_;
   bool of_teacher_, of_student_;                  // matrices of one network with itself
   int64_t widest_[2] = {}, largest_map_[2] = {};  // nodes; elements
   int64_t values_ = 0;                            // of a slot
+  T* maps_[2] = {};                               // of whole layers one after the other, [above, padded] each
 
   const ChainLayer* side(int which) const { return which ? problem_.student : problem_.teacher; }
   int64_t top() const { return problem_.layers - 1; }
+  int64_t above(int which, int64_t l) const { return l == top() ? problem_.outputs : side(which)[l + 1].nodes; }
+  int64_t block_samples() const { return clamp(128 / (problem_.outputs + !problem_.outputs), 8, 128); }
+  int64_t group() const {  // samples of whole layers at a time: some 128 rows
+    return clamp(128 / (problem_.outputs + !problem_.outputs), 1, block_samples());
+  }
 
   Sums sums(T* slot, int64_t layer) const {
     Sums found{};
@@ -63,21 +67,21 @@ class ChainGram {
   Side side(Arena& arena, int which) const {
     Side s{};
     s.layer = side(which);
-    const int64_t wide = padded(widest_[which]);
+    const int64_t wide = padded<T>(widest_[which]);
     for (int i = 0; i < 2; ++i) {
       s.factor[i] = arena.template take<T>(problem_.outputs * wide);
       s.active[i].node = arena.template take<int32_t>(wide);
       s.active[i].gate = arena.template take<T>(wide);
     }
     s.map = arena.template take<T>(largest_map_[which]);
+    for (int i = 0; i < 2; ++i) s.whole[i] = arena.template take<T>(group() * problem_.outputs * wide);
+    s.gates = arena.template take<T>(block_samples() * wide);
     return s;
   }
 
   Scratch scratch(Arena& arena) const {
     Scratch s{};
     s.teacher = side(arena, 0), s.student = side(arena, 1);
-    s.teacher_gates = arena.template take<T>(block_samples * padded(problem_.teacher[top()].nodes));
-    s.student_gates = arena.template take<T>(block_samples * padded(problem_.student[top()].nodes));
     return s;
   }
 
@@ -89,7 +93,7 @@ class ChainGram {
       count += !(gates[k] == 0);  // NaN is kept
     }
     out.count = count;
-    for (int64_t i = count; i < padded(count); ++i) out.node[i] = int32_t(layer.nodes), out.gate[i] = 0;
+    for (int64_t i = count; i < padded<T>(count); ++i) out.node[i] = int32_t(layer.nodes), out.gate[i] = 0;
   }
 
   // The gated map of the top hidden layer: its weights.
@@ -98,7 +102,7 @@ class ChainGram {
     Active& a = s.active[top() % 2];
     find_active(layer, sample, a);
     const T* const map = static_cast<const T*>(layer.map);
-    const int64_t wide = padded(a.count);
+    const int64_t wide = padded<T>(a.count);
     for (int64_t c = 0; c < problem_.outputs; ++c) {
       T* const row = s.factor[top() % 2] + c * wide;
       for (int64_t i = 0; i < a.count; ++i) row[i] = map[c * layer.nodes + a.node[i]] * a.gate[i];
@@ -112,7 +116,7 @@ class ChainGram {
     const Active& above = s.active[(at + 1) % 2];
     Active& a = s.active[at % 2];
     find_active(layer, sample, a);
-    const int64_t wide = padded(a.count), above_wide = padded(above.count);
+    const int64_t wide = padded<T>(a.count), above_wide = padded<T>(above.count);
     const T* const map = static_cast<const T*>(layer.map);
     for (int64_t i = 0; i < above.count; ++i) {
       const T* const from = map + above.node[i] * layer.nodes;
@@ -132,7 +136,7 @@ class ChainGram {
   // out[j, k] += left^T right over the outputs, for active nodes; with `upper` those with k after j, and a few before.
   void add_products(const Side& left, const Side& right, int64_t at, T* out, bool upper) const {
     const Active &l = left.active[at % 2], &r = right.active[at % 2];
-    const int64_t l_wide = padded(l.count), r_wide = padded(r.count), row_size = right.layer[at].nodes + 1;
+    const int64_t l_wide = padded<T>(l.count), r_wide = padded<T>(r.count), row_size = right.layer[at].nodes + 1;
     by_rows(l.count, [&](auto rows, int64_t j) {
       const int64_t first = upper ? j / S::lanes * S::lanes : 0;
       block_product<decltype(rows)::of, Lie::adjacent>(left.factor[at % 2] + j, l_wide, right.factor[at % 2] + first,
@@ -148,7 +152,7 @@ class ChainGram {
 
   // Gates of a block in the top layer, [samples, padded].
   void copy_gates(const ChainLayer& layer, int64_t first, int64_t samples, T* out) const {
-    const int64_t wide = padded(layer.nodes);
+    const int64_t wide = padded<T>(layer.nodes);
     for (int64_t b = 0; b < samples; ++b) {
       const T* const gates = static_cast<const T*>(layer.gates) + (first + b) * layer.nodes;
       std::memcpy(out + b * wide, gates, layer.nodes * sizeof(T));
@@ -156,37 +160,98 @@ class ChainGram {
     }
   }
 
-  // each(i, lane) of at most `count` lanes.
-  template <typename W, typename Vector, typename Each>
-  static void each_lane(W v, Vector z, int64_t count, const Each& each) {
-    std::remove_cvref_t<decltype(z[0])> lanes[W::lanes];
-    v.store(lanes, z);
-    for (int64_t i = 0; i < W::lanes && i < count; ++i) each(i, lanes[i]);
-  }
-
-  // out[j, k] += left^T right; `out` has `columns` columns and one more.
-  static void add_dense(const T* left, int64_t nodes, const T* right, int64_t columns, int64_t depth, T* out) {
-    by_rows(nodes, [&](auto rows, int64_t j) {
-      block_product<decltype(rows)::of, Lie::adjacent>(
-          left + j, padded(nodes), right, padded(columns), depth, columns, [&](auto v, int r, int64_t k, auto z) {
-            T* const to = out + (j + r) * (columns + 1) + k;
-            each_lane(v, z, columns - k, [&](int64_t i, T value) { to[i] += value; });
-          });
-    });
+  // Adds the products of two arrays of rows, and of each with itself.
+  void add_all(int64_t at, const T* teacher, const T* student, int64_t rows, const Sums& out) const {
+    const int64_t m = problem_.teacher[at].nodes, n = problem_.student[at].nodes;
+    add_dense(teacher, m, student, n, rows, out.student_teacher);
+    if (of_teacher_) add_dense(teacher, m, teacher, m, rows, out.teacher);
+    if (of_student_) add_dense(student, n, student, n, rows, out.student);
   }
 
   // In the top layer sums of products of gates, which `finish` multiplies by those of weights.
   void top_layer(const Scratch& w, int64_t first, int64_t samples, const Sums& out) const {
-    const ChainLayer &t = problem_.teacher[top()], &s = problem_.student[top()];
-    copy_gates(t, first, samples, w.teacher_gates), copy_gates(s, first, samples, w.student_gates);
-    add_dense(w.teacher_gates, t.nodes, w.student_gates, s.nodes, samples, out.student_teacher);
-    if (of_teacher_) add_dense(w.teacher_gates, t.nodes, w.teacher_gates, t.nodes, samples, out.teacher);
-    if (of_student_) add_dense(w.student_gates, s.nodes, w.student_gates, s.nodes, samples, out.student);
+    copy_gates(problem_.teacher[top()], first, samples, w.teacher.gates);
+    copy_gates(problem_.student[top()], first, samples, w.student.gates);
+    add_all(top(), w.teacher.gates, w.student.gates, samples, out);
+  }
+
+  // The gated maps of a layer for a group of samples, from those of the layer above; `map` [above, padded].
+  void descend_whole(const Side& s, int which, int64_t at, int64_t first, int64_t samples, const T* map) const {
+    const int64_t outputs = problem_.outputs, wide = padded<T>(s.layer[at].nodes), depth = above(which, at);
+    T* const out = s.whole[at % 2];
+    copy_gates(s.layer[at], first, samples, s.gates);
+    if (at < top()) {
+      const T* const factor = s.whole[(at + 1) % 2];
+      by_rows(samples * outputs, [&](auto rows, int64_t c) {
+        block_product<decltype(rows)::of, Lie::apart>(
+            factor + c * padded<T>(depth), padded<T>(depth), map, wide, depth, s.layer[at].nodes,
+            [&](auto v, int r, int64_t j, auto z) { v.store(out + (c + r) * wide + j, z); });
+      });
+    }
+    for (int64_t b = 0; b < samples; ++b) {
+      for (int64_t c = 0; c < outputs; ++c) {
+        T* const row = out + (b * outputs + c) * wide;
+        const T* const from = at < top() ? row : map + c * wide;
+        for (int64_t k = 0; k < wide; ++k) row[k] = from[k] * s.gates[b * wide + k];
+      }
+    }
+  }
+
+  void whole_layers(const Scratch& w, int64_t first, int64_t samples, T* slot) const {
+    const T *teacher = maps_[0] + maps_size(0, top()), *student = maps_[1] + maps_size(1, top());
+    for (int64_t at = top(); at >= 0; --at) {
+      descend_whole(w.teacher, 0, at, first, samples, teacher),
+          descend_whole(w.student, 1, at, first, samples, student);
+      if (at < top()) {
+        add_all(at, w.teacher.whole[at % 2], w.student.whole[at % 2], samples * problem_.outputs, sums(slot, at));
+      }
+      if (at > 0) teacher = maps_[0] + maps_size(0, at - 1), student = maps_[1] + maps_size(1, at - 1);
+    }
+  }
+
+  // Elements of the padded maps below layer `l`.
+  int64_t maps_size(int which, int64_t l) const {
+    int64_t size = 0;
+    for (int64_t i = 0; i < l; ++i) size += above(which, i) * padded<T>(side(which)[i].nodes);
+    return size;
+  }
+
+  void copy_maps(int which) const {
+    for (int64_t l = 0; l < problem_.layers; ++l) {
+      const int64_t nodes = side(which)[l].nodes, wide = padded<T>(nodes);
+      const T* const map = static_cast<const T*>(side(which)[l].map);
+      T* const out = maps_[which] + maps_size(which, l);
+      for (int64_t a = 0; a < above(which, l); ++a) {
+        for (int64_t k = 0; k < wide; ++k) out[a * wide + k] = k < nodes ? map[a * nodes + k] : 0;
+      }
+    }
+  }
+
+  // Whether it pays to pack active nodes: they are few, and there are enough outputs to make up for it.
+  bool packed(int64_t first, int64_t samples) const {
+    if (problem_.outputs < 16) return false;
+    int64_t active = 0, all = 0;
+    for (int which = 0; which < 2; ++which) {
+      for (int64_t l = 0; l < problem_.layers; ++l) {
+        const int64_t nodes = side(which)[l].nodes, count = samples * nodes;
+        const T* const gates = static_cast<const T*>(side(which)[l].gates) + first * nodes;
+        for (int64_t i = 0; i < count; ++i) active += gates[i] != 0;
+        all += count;
+      }
+    }
+    return 4 * active <= 3 * all;
   }
 
   void block(Scratch& w, int64_t first, int64_t samples, T* slot) const {
     top_layer(w, first, samples, sums(slot, top()));
-    for (int64_t sample = first; sample < first + samples && top() > 0; ++sample) {
+    if (top() == 0) return;
+    if (!packed(first, samples)) {
+      for (int64_t at = 0; at < samples; at += group()) {
+        whole_layers(w, first + at, samples - at < group() ? samples - at : group(), slot);
+      }
+      return;
+    }
+    for (int64_t sample = first; sample < first + samples; ++sample) {
       start(w.teacher, sample), start(w.student, sample);
       for (int64_t at = top() - 1; at >= 0; --at) {
         descend(w.teacher, at, sample), descend(w.student, at, sample);
@@ -198,17 +263,9 @@ class ChainGram {
     }
   }
 
-  // total += the slots' sums, in their order; the slots are 0 again.
-  static void collect(double* total, T* first_slot, int64_t used, int64_t values, int64_t begin, int64_t end) {
-    for (int64_t slot = 0; slot < used; ++slot) {
-      T* const part = first_slot + slot * values;
-      for (int64_t i = begin; i < end; ++i) total[i] += double(part[i]), part[i] = 0;
-    }
-  }
-
   // The weights of the top layer in float64 [outputs, padded].
   void widen_top(const ChainLayer& layer, double* out) const {
-    const int64_t wide = padded(layer.nodes);
+    const int64_t wide = padded<T>(layer.nodes);
     const T* const map = static_cast<const T*>(layer.map);
     for (int64_t c = 0; c < problem_.outputs; ++c) {
       for (int64_t k = 0; k < wide; ++k) out[c * wide + k] = k < layer.nodes ? double(map[c * layer.nodes + k]) : 0;
@@ -219,7 +276,7 @@ class ChainGram {
   void multiply_by_weights(const double* left, int64_t nodes, const double* right, int64_t columns, double* out) const {
     by_rows(nodes, [&](auto rows, int64_t j) {
       block_product<decltype(rows)::of, Lie::adjacent>(
-          left + j, padded(nodes), right, padded(columns), problem_.outputs, columns,
+          left + j, padded<T>(nodes), right, padded<T>(columns), problem_.outputs, columns,
           [&](auto v, int r, int64_t k, auto z) {
             double* const to = out + (j + r) * columns + k;
             each_lane(v, z, columns - k, [&](int64_t i, double value) { to[i] *= value; });
@@ -227,47 +284,26 @@ class ChainGram {
     });
   }
 
-  static double spoilt(const void* values, int64_t count) {  // 0, or NaN where a value is not finite
-    const T* const at = static_cast<const T*>(values);
-    T sum = 0;
-    int64_t i = 0;
-    typename S::Vector sums = {};
-    for (; i + S::lanes <= count; i += S::lanes) sums += S::load(at + i) * T(0);
-    for (int lane = 0; lane < S::lanes; ++lane) sum += sums[lane];
-    for (; i < count; ++i) sum += at[i] * T(0);
-    return double(sum);
-  }
-
-  double spoilt() const {
+  double bad() const {
     double sum = 0;
     for (int which = 0; which < 2; ++which) {
       for (int64_t l = 0; l < problem_.layers; ++l) {
         const ChainLayer& layer = side(which)[l];
-        sum += spoilt(layer.map, layer.nodes * (l == top() ? problem_.outputs : side(which)[l + 1].nodes));
-        sum += spoilt(layer.gates, layer.nodes * problem_.samples);
+        sum += spoilt<T>(layer.map, layer.nodes * above(which, l));
+        sum += spoilt<T>(layer.gates, layer.nodes * problem_.samples);
       }
     }
     return sum;
   }
 
-  // The sums of one matrix, of which only those above the diagonal are there with `mirror`; plus `spoilt`.
-  static void copy_out(const double* total, int64_t rows, int64_t columns, bool mirror, double spoilt, double* out) {
-    for (int64_t j = 0; j < rows; ++j) {
-      for (int64_t k = 0; k < columns; ++k) {
-        const int64_t at = mirror && k < j ? k * (columns + 1) + j : j * (columns + 1) + k;
-        out[j * columns + k] = total[at] + spoilt;
-      }
-    }
-  }
-
   void finish(const double* total, double* teacher_top, double* student_top) const {
     widen_top(problem_.teacher[top()], teacher_top), widen_top(problem_.student[top()], student_top);
-    const double bad = spoilt();
+    const double not_finite = bad();
     for (int64_t l = 0; l < problem_.layers; ++l) {
       const int64_t m = problem_.teacher[l].nodes, n = problem_.student[l].nodes;
       const auto matrix = [&](int64_t rows, const double* left, int64_t columns, const double* right, bool own,
                               double* out) {
-        copy_out(total, rows, columns, own && l < top(), bad, out);
+        copy_out(total, rows, columns, own && l < top(), not_finite, out);
         if (l == top()) multiply_by_weights(left, rows, right, columns, out);
         total += rows * (columns + 1);
       };
@@ -283,7 +319,7 @@ class ChainGram {
       for (int64_t l = 0; l < p.layers; ++l) {
         const ChainLayer* const layer = side(which) + l;
         if (layer->nodes > widest_[which]) widest_[which] = layer->nodes;
-        const int64_t map = l < top() ? layer[1].nodes * padded(layer->nodes) : 0;
+        const int64_t map = l < top() ? layer[1].nodes * padded<T>(layer->nodes) : 0;
         if (map > largest_map_[which]) largest_map_[which] = map;
       }
     }
@@ -293,21 +329,23 @@ class ChainGram {
     }
   }
 
-  void run(const Parallel& parallel) const {
-    const int64_t blocks = ceil_div(problem_.samples, block_samples), kept = blocks < slots ? blocks : slots;
+  void run(const Parallel& parallel) {
+    const int64_t blocks = ceil_div(problem_.samples, block_samples()), kept = blocks < slots ? blocks : slots;
     Arena shared, each;
     double *total, *teacher_top, *student_top;
     T* first_slot;
     const auto lay_out = [&](Arena& arena) {
       total = arena.template take<double>(values_), first_slot = arena.template take<T>(kept * values_);
-      teacher_top = arena.template take<double>(problem_.outputs * padded(problem_.teacher[top()].nodes));
-      student_top = arena.template take<double>(problem_.outputs * padded(problem_.student[top()].nodes));
+      teacher_top = arena.template take<double>(problem_.outputs * padded<T>(problem_.teacher[top()].nodes));
+      student_top = arena.template take<double>(problem_.outputs * padded<T>(problem_.student[top()].nodes));
+      for (int which = 0; which < 2; ++which) maps_[which] = arena.template take<T>(maps_size(which, problem_.layers));
     };
     lay_out(shared), scratch(each);
     const std::align_val_t line{64};
     char* const memory = static_cast<char*>(::operator new(shared.used + each.used * parallel.parts, line));
     Arena beginning{memory};
     lay_out(beginning);
+    copy_maps(0), copy_maps(1);
     std::memset(total, 0, values_ * sizeof(double)), std::memset(first_slot, 0, kept * values_ * sizeof(T));
     for (int64_t round = 0; round < blocks; round += slots) {
       const int64_t used = blocks - round < slots ? blocks - round : slots;
@@ -318,8 +356,8 @@ class ChainGram {
         for (;;) {
           const int64_t slot = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
           if (slot >= used) return;
-          const int64_t first = (round + slot) * block_samples, left = problem_.samples - first;
-          block(work, first, left < block_samples ? left : block_samples, first_slot + slot * values_);
+          const int64_t first = (round + slot) * block_samples(), left = problem_.samples - first;
+          block(work, first, left < block_samples() ? left : block_samples(), first_slot + slot * values_);
         }
       });
       parallel([&](int part) {

@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastspec import config
 from fastspec.experiments.ablation import Ablation
+from fastspec.experiments.bn_bias import BnBias
 from fastspec.experiments.console import Console
 from fastspec.experiments.deep import LUCK_MATTERS, STUDENT_SPECIALIZATION, Deep
 from fastspec.experiments.demo import Demo
@@ -24,7 +25,9 @@ from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
 from fastspec.experiments.images import Images
+from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.summary import print_summary
@@ -33,11 +36,6 @@ from fastspec.ops.backends import default_device
 from fastspec.ops.checks import refuse
 
 RUNS = Path("fastspec-runs")
-PRESETS: dict[str, tuple[str, Experiment]] = {  # command and options
-    "icml2020": ("two-layer", ICML2020),
-    "luck-matters": ("deep", LUCK_MATTERS),
-    "student-specialization": ("deep", STUDENT_SPECIALIZATION),
-}
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 ABOUT = """Which student node has become which teacher node, when, and why?
 
@@ -141,6 +139,45 @@ def matrix_dynamics(
     _run(experiment, out, overwrite)
 
 
+def init(
+    experiment: OmitArgPrefixes[Init],
+    preset: Literal["arpit2019"] | None = None,
+    out: Path = RUNS / "init",
+    overwrite: bool = False,
+) -> None:
+    """Do schemes of initial weights keep the norms of activations and gradients, at every width and depth?
+
+    Args:
+        preset: Start from a published study, arpit2019 (norms at initialisation); options beside it replace its own.
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def ode(experiment: OmitArgPrefixes[Ode], out: Path = RUNS / "ode", overwrite: bool = False) -> None:
+    """Online learning of two-layer students beside the equation of their order parameters.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def bn_bias(
+    file: Annotated[Positional[Path], arg(metavar="FILE")], out: Path = RUNS / "bn-bias", overwrite: bool = False
+) -> None:
+    """Count the batch-norm biases of a saved network that are not positive, layer by layer.
+
+    Args:
+        file: A state dict: .safetensors, .pt or .pth.
+        out: Folder of the run.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(BnBias.of(file), out, overwrite)
+
+
 def measure(
     teacher: Annotated[Positional[Path], arg(metavar="TEACHER")],
     student: Annotated[Positional[Path], arg(metavar="STUDENT")],
@@ -208,9 +245,20 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "digits": digits,
     "images": images,
     "matrix-dynamics": matrix_dynamics,
+    "init": init,
+    "ode": ode,
+    "bn-bias": bn_bias,
     "measure": measure,
     "report": report,
     "doctor": doctor,
+}
+
+
+PRESETS: dict[str, tuple[str, Callable[..., None], Experiment]] = {
+    "icml2020": ("two-layer", two_layer, ICML2020),
+    "luck-matters": ("deep", deep, LUCK_MATTERS),
+    "student-specialization": ("deep", deep, STUDENT_SPECIALIZATION),
+    "arpit2019": ("init", init, ARPIT2019),
 }
 
 
@@ -224,11 +272,8 @@ def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
         return COMMANDS  # where the mistake is explained
     if preset is None:
         return COMMANDS
-    command, experiment = PRESETS[preset]
-    if command not in given:
-        return COMMANDS  # where the mistake is explained
-    started = partial(COMMANDS[command], experiment=experiment, out=RUNS / f"{command}-{preset}")
-    return {**COMMANDS, command: started}
+    name, command, experiment = PRESETS[preset]
+    return {**COMMANDS, name: partial(command, experiment=experiment, out=RUNS / f"{name}-{preset}")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,9 @@ from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
 from fastspec.images_report import images_blocks
+from fastspec.initialization_report import bn_bias_blocks, init_blocks
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
+from fastspec.ode_report import ode_blocks
 from fastspec.ops.checks import refuse
 from fastspec.sample_complexity_report import sample_complexity_blocks
 from fastspec.two_layer_report import two_layer_blocks
@@ -26,6 +28,9 @@ TITLES = {
     "digits": "fastspec digits",
     "images": "fastspec images",
     "matrix-dynamics": "fastspec matrix-dynamics",
+    "init": "fastspec init",
+    "ode": "fastspec ode",
+    "bn-bias": "fastspec bn-bias",
 }
 
 
@@ -52,6 +57,9 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
         "digits": digits_blocks,
         "images": images_blocks,
         "matrix-dynamics": matrix_dynamics_blocks,
+        "init": init_blocks,
+        "ode": ode_blocks,
+        "bn-bias": bn_bias_blocks,
     }
     if folder.experiment == "demo":
         parts = [(name, RunFolder.load(folder.path / name)) for name in (GAUSSIAN, DIGITS)]

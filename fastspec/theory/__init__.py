@@ -1,8 +1,10 @@
-"""The theory of teacher-student ReLU networks: the structure of their gradients, and the dynamics that follow from it.
+"""The theory of teacher-student ReLU networks: the structure of their gradients, and the dynamics that follow from it;
+in `gaussian`, `norms` and `online`, closed forms for Gaussian inputs, norms at initialisation, and online learning.
 
 Tian, Jiang, Gong, Morcos, Luck Matters, arXiv 1905.13405; Tian, Student Specialization, ICML 2020, arXiv 1909.13458.
 """
 
+from fastspec.theory import gaussian, norms, online
 from fastspec.theory.alignment import Alignment, alignment, observers
 from fastspec.theory.backward import LayerGram, backward_gram
 from fastspec.theory.dynamics import Moments, second_moments, step, updates
@@ -18,8 +20,11 @@ __all__ = [
     "alignment",
     "backward_gram",
     "batch_norm_projections",
+    "gaussian",
     "gradient_terms",
+    "norms",
     "observers",
+    "online",
     "second_moments",
     "step",
     "updates",

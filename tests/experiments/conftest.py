@@ -10,7 +10,9 @@ from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.images import Images
+from fastspec.experiments.init import Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import TwoLayer
 
@@ -41,6 +43,19 @@ def tiny_deep():
         hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(60, 100), evaluation_samples=80,
         data_std=1.0, steps=40, batch_size=10, lr=0.3, lr_drop_epoch=5, measurements=4,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_init():
+    return Init(
+        scheme=("he_fan_out", "default"), width=(5, 9), depth=(1, 3), seeds=3, data=("gaussian", "digits"), inputs=6,
+        samples=20, outputs=3, steps=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_ode():
+    return Ode(inputs=(10, 20), seeds=3, time=3.0, measurements=4, lean=0.2)
 
 
 @pytest.fixture(scope="session")

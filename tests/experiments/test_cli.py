@@ -22,6 +22,8 @@ from fastspec.experiments.cli import COMMANDS, main
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.images import Images
+from fastspec.experiments.init import ARPIT2019, Init
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.networks import MLP, student_like
@@ -60,7 +62,7 @@ def test_every_command_has_help(name, capsys):
     assert f"fastspec {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [TwoLayer, Deep, Ablation, SampleComplexity, Digits, Images])
+@pytest.mark.parametrize("kind", [TwoLayer, Deep, Ablation, SampleComplexity, Digits, Images, Init, Ode])
 def test_help_explains_every_option(kind, capsys):
     assert main([kind.name, "--help"]) == 0
     out = capsys.readouterr().out
@@ -78,6 +80,15 @@ def test_options_beside_a_preset_replace_its_own(preset, monkeypatch):
     (experiment, out, _), (plain, elsewhere, _) = asked
     assert experiment == replace(ICML2020, seeds=3, dtype="float64") and plain == TwoLayer()
     assert (out, elsewhere) == (cli.RUNS / "two-layer-icml2020", cli.RUNS / "two-layer")
+
+
+def test_presets_belong_to_their_commands(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda *call: asked.append(call))
+    assert main(["init", "--preset", "arpit2019", "--width", "100"]) == 0
+    assert asked == [(replace(ARPIT2019, width=(100,)), cli.RUNS / "init-arpit2019", False)]
+    assert main(["init", "--preset", "icml2020"]) == main(["two-layer", "--preset", "arpit2019"]) == 2
+    assert capsys.readouterr().err.count("preset") >= 2
 
 
 def test_the_preset_is_the_published_grid():

@@ -13,6 +13,8 @@ from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
 from fastspec.experiments.images import Images
+from fastspec.experiments.init import Init
+from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.results import RunFolder
 from fastspec.experiments.sample_complexity import SampleComplexity
@@ -90,6 +92,25 @@ OPTIONS = [
     (Images, "samples", -1),
     (Images, "evaluation_samples", -1),
     (Images, "multi", (0,)),
+    (Init, "scheme", ("xavier",)),
+    (Init, "scheme", ()),
+    (Init, "width", (5, 5)),
+    (Init, "depth", (0,)),
+    (Init, "seeds", 0),
+    (Init, "data", ("cifar",)),
+    (Init, "outputs", 1),
+    (Init, "lr", -1.0),
+    (Init, "confidence", 1.0),
+    (Init, "dtype", "float16"),
+    (Ode, "activation", "tanh"),
+    (Ode, "inputs", (3,)),
+    (Ode, "inputs", ()),
+    (Ode, "rate", 0.0),
+    (Ode, "dtype", "float16"),
+    (Ode, "time", float("inf")),
+    (Ode, "lean", 1.5),
+    (Ode, "measurements", 1),
+    (Ode, "measurements", 10_000),
 ]
 
 

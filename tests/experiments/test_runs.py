@@ -27,6 +27,8 @@ OUTPUT = {
     "digits": ["config.json", "results.nc", "weights.safetensors"],
     "images": ["config.json", "results.nc", "weights.safetensors"],
     "matrix-dynamics": ["config.json", "results.nc", "weights.safetensors"],
+    "init": ["config.json", "results.nc", "weights.safetensors"],
+    "ode": ["config.json", "results.nc", "weights.safetensors"],
 }
 
 
@@ -53,6 +55,8 @@ class Interrupting(Console):
         "tiny_digits",
         "tiny_images",
         "tiny_matrix_dynamics",
+        "tiny_init",
+        "tiny_ode",
     ],
 )
 def experiment(request):
@@ -228,11 +232,13 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
     made = RunFolder.load(tmp_path).provenance
-    by_default = {"two-layer": (2, "float32"), "deep": (2, "float32")}
-    by_default |= dict.fromkeys(("digits", "images"), (1, "float64"))
-    used = by_default.get(experiment.name, (1, "float32"))
-    assert (made["threads"], made["dtype"]) == used
-    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= {getattr(torch, used[1]), torch.int64}
+    used = {"two-layer": (2, "float32"), "digits": (1, "float64"), "matrix-dynamics": (1, "float32")}
+    used |= {"deep": (2, "float32"), "init": (2, "float32"), "ode": (2, "float64")}
+    used |= {"ablation": (1, "float32"), "sample-complexity": (1, "float32"), "images": (1, "float64")}
+    threads_and_dtype = used[experiment.name]
+    assert (made["threads"], made["dtype"]) == threads_and_dtype
+    kept = {getattr(torch, threads_and_dtype[1]), torch.int64}
+    assert {tensor.dtype for tensor in weights_of(tmp_path).values()} <= kept
 
 
 def test_files_are_compressed_netcdf4_with_ordinary_permissions(experiment, tmp_path, monkeypatch):

@@ -130,7 +130,7 @@ int main() {
       for (const bool within : {true, false}) {
         const int threads = samples > 8 ? 3 : 1;
         problem<float>({5}, {19}, samples, 3, slope, within, threads);
-        problem<float>({3, 6}, {33, 17}, samples, 13, slope, within, threads);
+        problem<float>({3, 6}, {33, 17}, samples, 19, slope, within, threads);
         problem<float>({4, 9, 2}, {16, 7, 21}, samples, 5, slope, within, threads);
         problems += 3;
       }
