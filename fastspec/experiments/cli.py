@@ -259,7 +259,7 @@ PRESETS: dict[str, tuple[str, Callable[..., None], Experiment]] = {
     "luck-matters": ("deep", deep, LUCK_MATTERS),
     "student-specialization": ("deep", deep, STUDENT_SPECIALIZATION),
     "arpit2019": ("init", init, ARPIT2019),
-}
+}  # command, what runs it, and its options
 
 
 def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
@@ -273,6 +273,8 @@ def commands(given: Sequence[str]) -> dict[str, Callable[..., None]]:
     if preset is None:
         return COMMANDS
     name, command, experiment = PRESETS[preset]
+    if name not in given:
+        return COMMANDS  # where the mistake is explained
     return {**COMMANDS, name: partial(command, experiment=experiment, out=RUNS / f"{name}-{preset}")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -21,12 +22,14 @@ from fastspec.norms.ratios import Spread
 from fastspec.ops.backends import default_device
 from fastspec.ops.checks import check_integer, check_real, refuse
 from fastspec.tensor_files import load_tensors, save_tensors
+from fastspec.workers import one_thread
 
 if TYPE_CHECKING:
     import xarray as xr
 
 PART = "norms of an init run"
 DATA = ("gaussian", "digits")
+SMALL = 10**8  # multiplications of a layer: with fewer, threads wait for each other
 JOB_OPERATIONS = 5 * 10**11  # of the matrix products of a job, about: Ctrl-C is heard between two
 NETWORK = ("data", "scheme", "width", "depth", "seed")
 LONG_NAMES = {
@@ -151,7 +154,10 @@ class Init(Experiment):
     def _found(self, job: Job) -> dict[str, Tensor]:
         """The arrays of networks of one kind, [seed, layer] each."""
         grid = Grid((job.scheme,), (job.width,), (job.depth,), job.seeds, self.outputs, self.steps, self.lr)
-        report = norm_report(grid, self._x(job.data), progress=False)
+        x = self._x(job.data)
+        small = len(x) * job.width * max(job.width, x.shape[1]) * len(job.seeds) < SMALL
+        with one_thread() if small else nullcontext():
+            report = norm_report(grid, x, progress=False)
         tensors = {
             f"{way}_{part}": tensor
             for way in ("forward", "backward")

@@ -137,9 +137,11 @@ class _Chains:
         if self.augmented:
             gates = [[with_one(gate) for gate in side] for side in gates]
         self.samples += len(x)
-        found = chain_gram(self.maps[0], gates[0], self.maps[1], gates[1], within=self.within)
-        known = self.sums or [[torch.zeros_like(h) for h in layer] for layer in found]
-        self.sums = [[a + b for a, b in zip(*layers, strict=True)] for layers in zip(known, found, strict=True)]
+        found = [list(h) for h in chain_gram(self.maps[0], gates[0], self.maps[1], gates[1], within=self.within)]
+        for known, new in zip(self.sums, found, strict=False):
+            for total, part in zip(known, new, strict=True):
+                total += part
+        self.sums = self.sums or found
 
     def finish(self) -> dict[str, LayerGram]:
         found = {}

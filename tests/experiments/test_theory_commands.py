@@ -51,6 +51,7 @@ def test_init_command(tmp_path, capsys):
         "--steps",
         "1",
     ]
+    options += ["--scheme", "he_fan_out", "orthogonal", "default"]
     assert main(["init", *options, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "orthogonal" in shown and "preserves" in shown and "shrinks" in shown

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastspec.ops.chain_gram import ChainGram, chain_gram, reference
+from fastspec.ops.library import native_error
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = (torch.float64, torch.float32)
@@ -102,20 +103,23 @@ def test_within_can_be_left_out():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_population_is_its_students(dtype):
-    maps, gates, s_maps, s_gates = problem(70, 6, population=(3,), dtype=dtype)
+@pytest.mark.parametrize("outputs", [6, 20])
+def test_a_population_is_its_students(dtype, outputs):
+    """Bit by bit; torch's products, which take the kernel's place where it is not there, vary with their shape."""
+    bound = 0.0 if native_error() is None else 1e-5
+    maps, gates, s_maps, s_gates = problem(70, outputs, population=(3,), dtype=dtype)
     together = chain_gram(maps, gates, s_maps, s_gates)
     for k in range(3):
         alone = chain_gram(maps, gates, [m[k] for m in s_maps], [g[k] for g in s_gates])
         for many, one in zip(together, alone, strict=True):
-            assert torch.equal(many.h_student_teacher[k], one.h_student_teacher)
-            assert torch.equal(many.h_student_student[k], one.h_student_student)
-            assert torch.equal(many.h_teacher_teacher, one.h_teacher_teacher)
+            of_one = many.h_student_teacher[k], many.h_teacher_teacher, many.h_student_student[k]
+            assert_near(of_one, one, bound)
 
 
 @pytest.mark.native
-def test_threads_do_not_change_a_bit():
-    args = problem(300, 10, (20, 30, 25), (60, 70, 50))
+@pytest.mark.parametrize("outputs", [3, 40])
+def test_threads_do_not_change_a_bit(outputs):
+    args = problem(300, outputs, (20, 30, 25), (60, 70, 50))
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):

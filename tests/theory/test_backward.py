@@ -94,6 +94,17 @@ def test_augmented_maps_carry_the_biases(batch_norm):
                 assert a.shape[0] == b.shape[0] + 1
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_gates_are_off_at_zero(slope):
+    """Inputs of 0 without biases: every pre-activation is 0."""
+    teacher, student = pair(3, bias=False, slope=slope)
+    general = sequence(*(m for layer in student.layers[:-1] for m in (layer, nn.LeakyReLU(slope))), student.layers[-1])
+    for network in (student, general):
+        gram = list(backward_gram(teacher, network, torch.zeros(4, INPUTS, dtype=F64)).values())[1]
+        torch.testing.assert_close(gram.h_student_student, slope**2 * gram.beta_student_student)
+        assert gram.beta_student_student.any()
+
+
 def test_batches_are_merged():
     teacher, student = pair(4)
     x = normal(100, INPUTS)

@@ -156,7 +156,7 @@ def test_gradients_of_the_generalization_error(bias):
 def test_gradient_descent_on_the_closed_form_finds_the_teacher():
     teacher = fs.teachers.two_layer(6, 2, 3, seed=0, bias=0.0, dtype=torch.float64)
     student = fs.MLP([6, 8, 3], seed=1, dtype=torch.float64)
-    optimizer = torch.optim.LBFGS(student.parameters(), max_iter=400, line_search_fn="strong_wolfe", tolerance_change=0)
+    optimizer = torch.optim.LBFGS(student.parameters(), max_iter=150, line_search_fn="strong_wolfe", tolerance_change=0)
 
     def closure():
         optimizer.zero_grad()
