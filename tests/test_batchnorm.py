@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastspec.training.supervised import train_supervised
 from safetensors.torch import save_file
 from torch import nn
 
