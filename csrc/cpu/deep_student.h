@@ -11,7 +11,8 @@
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
-// Of a product, as many columns and terms of its sums at a time as leave what is read as vectors in the second-level cache.
+// Of a product, as many columns and terms of its sums at a time as leave what is read as vectors in the second-level
+// cache.
 constexpr int64_t column_chunk = 256, depth_chunk = 512;
 
 // A layer: its sizes, its weights, and what a batch leaves of it.

@@ -38,18 +38,18 @@ def tiny_matrix_dynamics():
 
 
 @pytest.fixture(scope="session")
-def tiny_deep():
-    return Deep(
-        hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(60, 100), evaluation_samples=80,
-        data_std=1.0, steps=40, batch_size=10, lr=0.3, lr_drop_epoch=5, measurements=4,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
 def tiny_init():
     return Init(
         scheme=("he_fan_out", "default"), width=(5, 9), depth=(1, 3), seeds=3, data=("gaussian", "digits"), inputs=6,
         samples=20, outputs=3, steps=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_deep():
+    return Deep(
+        hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(60, 100), evaluation_samples=80,
+        data_std=1.0, steps=40, batch_size=10, lr=0.3, lr_drop_epoch=5, measurements=4,
     )  # fmt: skip
 
 

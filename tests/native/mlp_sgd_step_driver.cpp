@@ -208,7 +208,7 @@ int main() {
                 repeat % 3 == 1 ? 0.25 : 0.0};
     for (int64_t l = draw(0, 3); l >= 0; --l) shape.widths.push_back(draw(1, 40));
     if (repeat == 9) shape.widths = {700, 5, 600, 3};  // sums of more than one chunk
-#ifdef __SANITIZE_THREAD__  // half of the code for each sanitizer: it takes long to compile
+#ifdef __SANITIZE_THREAD__                             // half of the code for each sanitizer: it takes long to compile
     check<float>(shape, fastspec::Scalar::f32);
 #else
     check<double>(shape, fastspec::Scalar::f64);
