@@ -27,8 +27,16 @@ def digits_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = ""
             f"{config['student_noise']:g} standard deviations of the pixels. Everything here is measured on "
             "held-out images without noise."
         ),
-        _accuracy_table(results, accuracy),
-        _layer_table(results, config["hidden"]),
+        accuracy_table(results, accuracy),
+        layer_table(results, config["hidden"]),
+        *pictures(results, name),
+        *(node_table(results, *layer) for layer in enumerate(config["hidden"], start=1)),
+    ]
+
+
+def pictures(results: xr.Dataset, name: str) -> list[Block]:
+    """Layer scores by step and matches at the end; `name` goes before their names."""
+    return [
         Picture(
             f"{name}layer-scores",
             "Layer score while students learn: the mean of the best correlation over the teacher nodes that vary.",
@@ -39,11 +47,11 @@ def digits_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = ""
             "Best correlation of every teacher node that varies, best first; the dashed line is at 0.95.",
             plots.sorted_matches(results),
         ),
-        *(_node_table(results, *layer) for layer in enumerate(config["hidden"], start=1)),
     ]
 
 
-def _accuracy_table(results: xr.Dataset, teacher: float) -> Table:
+def accuracy_table(results: xr.Dataset, teacher: float) -> Table:
+    """Shares of held-out images that teacher and students answer rightly, mean over seeds."""
     final = results.isel(step=-1).mean("seed")
     rows = [["teacher", percent(teacher), "–", "–"]]
     for multi in results.multi.values:
@@ -53,7 +61,8 @@ def _accuracy_table(results: xr.Dataset, teacher: float) -> Table:
     return Table("Held-out images", ("network", "right digit", "teacher's digit", "loss"), rows)
 
 
-def _layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
+def layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
+    """Layer scores and coverage at the end; `hidden`: nodes of the teacher's hidden layers."""
     final = results.isel(step=-1)
     rows = []
     for layer, nodes in enumerate(hidden, start=1):
@@ -68,7 +77,8 @@ def _layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
     return Table(title, columns, rows)
 
 
-def _node_table(results: xr.Dataset, layer: int, nodes: int) -> Table:
+def node_table(results: xr.Dataset, layer: int, nodes: int) -> Table:
+    """The best student node of every teacher node of one layer, at the end."""
     final = results.isel(step=-1, seed=0).sel(layer=layer)
     rows = []
     for j in range(nodes):

@@ -68,6 +68,19 @@ def separated(
     return MLP.from_weights(final, negative_slope=negative_slope)
 
 
+def random(widths: Sequence[int], *, seed: int = 0, dtype: torch.dtype | None = None) -> MLP:
+    """A deep teacher without separated nodes: weights and biases are uniform, as torch.nn.Linear draws them, and then
+    the weight vector and bias of each node are divided by the vector's norm, as in `separated`.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    drawn = MLP(widths, seed=seed, dtype=torch.float64).weights()
+    dtype = dtype or torch.get_default_dtype()
+    norms = [w.norm(dim=1) for w, _ in drawn]
+    layers = [(w / norm[:, None], b / norm) for (w, b), norm in zip(drawn, norms, strict=True) if b is not None]
+    return MLP.from_weights([(w.to(dtype), b.to(dtype)) for w, b in layers])
+
+
 def two_layer(
     d: int,
     m: int,
@@ -121,11 +134,11 @@ def separated_vectors(
         largest = block.abs().amax(dim=1, keepdim=True)
         # rounded, so that parallel vectors agree whatever the rounding of the quotient; + 0.0 turns -0.0 into 0.0
         keys = block + 0.0 if parallel else (block / largest).mul(2**40).round() + 0.0
-        for vector, nonzero, key in zip(block, (largest > 0).squeeze(1).tolist(), keys.numpy(), strict=True):
+        for i, (nonzero, key) in enumerate(zip((largest > 0).squeeze(1).tolist(), keys.numpy(), strict=True)):
             code = key.tobytes()
             if nonzero and code not in taken:
                 taken.add(code)
-                kept.append(vector)
+                kept.append(block[i])
                 if len(kept) == count:
                     return torch.stack(kept)
     what = "distinct nonzero vectors" if parallel else "directions"

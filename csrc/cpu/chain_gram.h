@@ -42,7 +42,9 @@ class ChainGram {
   const ChainGramProblem& problem_;
   bool of_teacher_, of_student_;                  // matrices of one network with itself
   int64_t widest_[2] = {}, largest_map_[2] = {};  // nodes; elements
-  int64_t values_ = 0;                            // of a slot
+  int64_t values_ = 0;                            // of a slot: of all layers but the top one
+  int64_t top_values_ = 0;                        // of the top layer's matrices
+  T* top_gates_[2] = {};                          // of a round's samples in the top layer, [samples, padded]
   T* maps_[2] = {};                               // of whole layers one after the other, [above, padded] each
 
   const ChainLayer* side(int which) const { return which ? problem_.student : problem_.teacher; }
@@ -168,15 +170,9 @@ class ChainGram {
     if (of_student_) add_dense(student, n, student, n, rows, out.student);
   }
 
-  // In the top layer sums of products of gates, which `finish` multiplies by those of weights.
-  void top_layer(const Scratch& w, int64_t first, int64_t samples, const Sums& out) const {
-    copy_gates(problem_.teacher[top()], first, samples, w.teacher.gates);
-    copy_gates(problem_.student[top()], first, samples, w.student.gates);
-    add_all(top(), w.teacher.gates, w.student.gates, samples, out);
-  }
-
-  // The gated maps of a layer for a group of samples, from those of the layer above; `map` [above, padded].
-  void descend_whole(const Side& s, int which, int64_t at, int64_t first, int64_t samples, const T* map) const {
+  // The gated maps of a layer for a group of samples, from those of the layer above.
+  void descend_whole(const Side& s, int which, int64_t at, int64_t first, int64_t samples) const {
+    const T* const map = maps_[which] + maps_size(which, at);
     const int64_t outputs = problem_.outputs, wide = padded<T>(s.layer[at].nodes), depth = above(which, at);
     T* const out = s.whole[at % 2];
     copy_gates(s.layer[at], first, samples, s.gates);
@@ -198,14 +194,10 @@ class ChainGram {
   }
 
   void whole_layers(const Scratch& w, int64_t first, int64_t samples, T* slot) const {
-    const T *teacher = maps_[0] + maps_size(0, top()), *student = maps_[1] + maps_size(1, top());
     for (int64_t at = top(); at >= 0; --at) {
-      descend_whole(w.teacher, 0, at, first, samples, teacher),
-          descend_whole(w.student, 1, at, first, samples, student);
-      if (at < top()) {
-        add_all(at, w.teacher.whole[at % 2], w.student.whole[at % 2], samples * problem_.outputs, sums(slot, at));
-      }
-      if (at > 0) teacher = maps_[0] + maps_size(0, at - 1), student = maps_[1] + maps_size(1, at - 1);
+      descend_whole(w.teacher, 0, at, first, samples), descend_whole(w.student, 1, at, first, samples);
+      if (at == top()) continue;
+      add_all(at, w.teacher.whole[at % 2], w.student.whole[at % 2], samples * problem_.outputs, sums(slot, at));
     }
   }
 
@@ -233,17 +225,20 @@ class ChainGram {
     int64_t active = 0, all = 0;
     for (int which = 0; which < 2; ++which) {
       for (int64_t l = 0; l < problem_.layers; ++l) {
-        const int64_t nodes = side(which)[l].nodes, count = samples * nodes;
-        const T* const gates = static_cast<const T*>(side(which)[l].gates) + first * nodes;
-        for (int64_t i = 0; i < count; ++i) active += gates[i] != 0;
-        all += count;
+        const int64_t nodes = side(which)[l].nodes;
+        active += count_open(static_cast<const T*>(side(which)[l].gates) + first * nodes, samples * nodes);
+        all += samples * nodes;
       }
     }
     return 4 * active <= 3 * all;
   }
 
   void block(Scratch& w, int64_t first, int64_t samples, T* slot) const {
-    top_layer(w, first, samples, sums(slot, top()));
+    for (int which = 0; which < 2; ++which) {
+      const ChainLayer& layer = side(which)[top()];
+      const int64_t row = first % (slots * block_samples());
+      copy_gates(layer, first, samples, top_gates_[which] + row * padded<T>(layer.nodes));
+    }
     if (top() == 0) return;
     if (!packed(first, samples)) {
       for (int64_t at = 0; at < samples; at += group()) {
@@ -261,6 +256,20 @@ class ChainGram {
         if (of_student_) add_products(w.student, w.student, at, out.student, true);
       }
     }
+  }
+
+  // In the top layer sums of products of gates, which `finish` multiplies by those of weights; a part has rows of its
+  // own.
+  void top_layer(int part, int parts, int64_t samples, double* total) const {
+    const auto matrix = [&](int left, int right) {
+      const int64_t rows = side(left)[top()].nodes, columns = side(right)[top()].nodes;
+      add_rows(top_gates_[left], rows, rows * part / parts, rows * (part + 1) / parts, top_gates_[right], columns,
+               samples, total);
+      total += rows * (columns + 1);
+    };
+    matrix(0, 1);
+    if (of_teacher_) matrix(0, 0);
+    if (of_student_) matrix(1, 1);
   }
 
   // The weights of the top layer in float64 [outputs, padded].
@@ -325,7 +334,8 @@ class ChainGram {
     }
     for (int64_t l = 0; l < p.layers; ++l) {
       const int64_t m = p.teacher[l].nodes, n = p.student[l].nodes;
-      values_ += m * (n + 1) + (of_teacher_ ? m * (m + 1) : 0) + (of_student_ ? n * (n + 1) : 0);
+      const int64_t size = m * (n + 1) + (of_teacher_ ? m * (m + 1) : 0) + (of_student_ ? n * (n + 1) : 0);
+      (l < top() ? values_ : top_values_) += size;
     }
   }
 
@@ -335,10 +345,15 @@ class ChainGram {
     double *total, *teacher_top, *student_top;
     T* first_slot;
     const auto lay_out = [&](Arena& arena) {
-      total = arena.template take<double>(values_), first_slot = arena.template take<T>(kept * values_);
+      total = arena.template take<double>(values_ + top_values_);
+      first_slot = arena.template take<T>(kept * values_);
       teacher_top = arena.template take<double>(problem_.outputs * padded<T>(problem_.teacher[top()].nodes));
       student_top = arena.template take<double>(problem_.outputs * padded<T>(problem_.student[top()].nodes));
-      for (int which = 0; which < 2; ++which) maps_[which] = arena.template take<T>(maps_size(which, problem_.layers));
+      for (int which = 0; which < 2; ++which) {
+        maps_[which] = arena.template take<T>(maps_size(which, problem_.layers));
+        const int64_t rows = kept * block_samples();
+        top_gates_[which] = arena.template take<T>(rows * padded<T>(side(which)[top()].nodes));
+      }
     };
     lay_out(shared), scratch(each);
     const std::align_val_t line{64};
@@ -346,7 +361,8 @@ class ChainGram {
     Arena beginning{memory};
     lay_out(beginning);
     copy_maps(0), copy_maps(1);
-    std::memset(total, 0, values_ * sizeof(double)), std::memset(first_slot, 0, kept * values_ * sizeof(T));
+    std::memset(total, 0, (values_ + top_values_) * sizeof(double));
+    std::memset(first_slot, 0, kept * values_ * sizeof(T));
     for (int64_t round = 0; round < blocks; round += slots) {
       const int64_t used = blocks - round < slots ? blocks - round : slots;
       int64_t next = 0;
@@ -363,6 +379,9 @@ class ChainGram {
       parallel([&](int part) {
         const int64_t begin = values_ * part / parallel.parts, end = values_ * (part + 1) / parallel.parts;
         collect(total, first_slot, used, values_, begin, end);
+        const int64_t first = round * block_samples(), most = used * block_samples();
+        const int64_t left = problem_.samples - first;
+        top_layer(part, parallel.parts, left < most ? left : most, total + values_);
       });
     }
     finish(total, teacher_top, student_top);

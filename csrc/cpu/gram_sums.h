@@ -21,16 +21,23 @@ inline void each_lane(W v, Vector z, int64_t count, const Each& each) {
   for (int64_t i = 0; i < W::lanes && i < count; ++i) each(i, lanes[i]);
 }
 
-// out[j, k] += sum over rows of left[row, j] right[row, k], rows of padded<T> columns.
-template <typename T>
-inline void add_dense(const T* left, int64_t nodes, const T* right, int64_t columns, int64_t rows, T* out) {
-  by_rows(nodes, [&](auto block, int64_t j) {
+// Rows `begin` to `end` of out[j, k] += sum over `depth` rows of left[row, j] right[row, k], rows of padded<T> columns.
+template <typename T, typename Sum>
+inline void add_rows(const T* left, int64_t nodes, int64_t begin, int64_t end, const T* right, int64_t columns,
+                     int64_t depth, Sum* out) {
+  by_rows(end - begin, [&](auto block, int64_t j) {
+    j += begin;
     block_product<decltype(block)::of, Lie::adjacent>(
-        left + j, padded<T>(nodes), right, padded<T>(columns), rows, columns, [&](auto v, int r, int64_t k, auto z) {
-          T* const to = out + (j + r) * (columns + 1) + k;
+        left + j, padded<T>(nodes), right, padded<T>(columns), depth, columns, [&](auto v, int r, int64_t k, auto z) {
+          Sum* const to = out + (j + r) * (columns + 1) + k;
           each_lane(v, z, columns - k, [&](int64_t i, T value) { to[i] += value; });
         });
   });
+}
+
+template <typename T>
+inline void add_dense(const T* left, int64_t nodes, const T* right, int64_t columns, int64_t depth, T* out) {
+  add_rows(left, nodes, 0, nodes, right, columns, depth, out);
 }
 
 // total += the slots' sums, in their order; the slots are 0 again.
@@ -40,6 +47,14 @@ inline void collect(double* total, T* first_slot, int64_t used, int64_t values, 
     T* const part = first_slot + slot * values;
     for (int64_t i = begin; i < end; ++i) total[i] += double(part[i]), part[i] = 0;
   }
+}
+
+// Of gates, those that are not 0.
+template <typename T>
+inline int64_t count_open(const T* gates, int64_t count) {
+  int64_t open = 0;
+  for (int64_t i = 0; i < count; ++i) open += gates[i] != 0;
+  return open;
 }
 
 // 0, or NaN where a value is not finite.

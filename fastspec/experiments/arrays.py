@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from fastspec.networks import MLP
+from fastspec.networks import MLP, ConvNet
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,11 +35,12 @@ def logarithmic_steps(steps: int, count: int) -> list[int]:
     return sorted({0, steps, *(int(step) for step in spaced.round())})
 
 
-def named(prefix: str, network: MLP) -> dict[str, Tensor]:
-    """The weights of a network as `prefix.w1` [out, in], `prefix.b1` [out], and so on upwards."""
+def named(prefix: str, network: MLP | ConvNet) -> dict[str, Tensor]:
+    """The weights of a network as `prefix.w1` [out, in], or [out, in, kernel, kernel] of a convolution, `prefix.b1`
+    [out], and so on upwards."""
     weights: dict[str, Tensor] = {}
-    for i, (weight, bias) in enumerate(network.weights(), start=1):
-        weights[f"{prefix}.w{i}"] = weight.cpu()
-        if bias is not None:
-            weights[f"{prefix}.b{i}"] = bias.cpu()
+    for i, layer in enumerate(network.layers, start=1):
+        weights[f"{prefix}.w{i}"] = layer.weight.detach().clone().cpu()
+        if layer.bias is not None:
+            weights[f"{prefix}.b{i}"] = layer.bias.detach().clone().cpu()
     return weights

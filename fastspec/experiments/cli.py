@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from fastspec import config
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.bn_bias import BnBias
 from fastspec.experiments.console import Console
 from fastspec.experiments.deep import LUCK_MATTERS, STUDENT_SPECIALIZATION, Deep
@@ -23,10 +24,12 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
+from fastspec.experiments.images import Images
 from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.summary import print_summary
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.ops.backends import default_device
@@ -82,8 +85,40 @@ def deep(
     _run(experiment, out, overwrite)
 
 
+def ablation(experiment: OmitArgPrefixes[Ablation], out: Path = RUNS / "ablation", overwrite: bool = False) -> None:
+    """Deep students, one thing at a time changed: width, batch norm, teacher, batch size, learning rate, outputs.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def sample_complexity(
+    experiment: OmitArgPrefixes[SampleComplexity], out: Path = RUNS / "sample-complexity", overwrite: bool = False
+) -> None:
+    """Students learn from few or many distinct samples, Gaussian ones or those about the teacher's boundaries.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
 def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", overwrite: bool = False) -> None:
     """A deep teacher learns handwritten digits, wider students learn from its logits.
+
+    Args:
+        out: Folder of the run; an unfinished run there goes on.
+        overwrite: Throw away another run in that folder.
+    """
+    _run(experiment, out, overwrite)
+
+
+def images(experiment: OmitArgPrefixes[Images], out: Path = RUNS / "images", overwrite: bool = False) -> None:
+    """Students of dense or convolutional teachers of digits, MNIST or CIFAR-10, pruned or not.
 
     Args:
         out: Folder of the run; an unfinished run there goes on.
@@ -205,7 +240,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "two-layer": two_layer,
     "deep": deep,
+    "ablation": ablation,
+    "sample-complexity": sample_complexity,
     "digits": digits,
+    "images": images,
     "matrix-dynamics": matrix_dynamics,
     "init": init,
     "ode": ode,

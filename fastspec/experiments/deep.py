@@ -9,12 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
-from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Console
-from fastspec.experiments.deep_job import GRAM_SAMPLES, HELD_OUT_SEED, Job
+from fastspec.experiments.deep_job import GRAM_SAMPLES, HELD_OUT_SEED, Job, work_through
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_each, check_grid, check_not_negative
-from fastspec.experiments.results import TIMINGS, RunFolder
+from fastspec.experiments.results import RunFolder
 from fastspec.ops.checks import check_integer, check_real, refuse
 from fastspec.theory import backward_gram
 
@@ -119,17 +118,7 @@ class Deep(Experiment):
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
         jobs = self.jobs()
-        with console.study({job.name: job.cost for job in jobs}) as study:
-            clock = Clock(folder.path / TIMINGS, folder.timings())
-            for job in jobs:
-                if job.finished(folder):
-                    study.found(job.name)
-                    job.clean(folder)
-                    continue
-                with study.job(job.name) as advance:
-                    job.work(folder, advance, clock)
-                took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.seconds[job.name].items())
-                console.say(f"{job.name}: {took}")
+        work_through(jobs, folder, console)
         teacher, held_out = jobs[0].teacher(), jobs[0].inputs(self.evaluation_samples, HELD_OUT_SEED)
         results, weights = self._empty(), named("teacher", teacher)
         grams = backward_gram(teacher, teacher, held_out[:GRAM_SAMPLES], progress=False)

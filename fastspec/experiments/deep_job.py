@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from fastspec import data, teachers
 from fastspec.experiments.clock import Clock
-from fastspec.experiments.console import Advance
-from fastspec.experiments.results import RunFolder
+from fastspec.experiments.console import Advance, Console
+from fastspec.experiments.results import TIMINGS, RunFolder
 from fastspec.measurement import Measurement
 from fastspec.networks import MLP, student_like
 from fastspec.ops.backends import default_device
@@ -195,6 +195,21 @@ class Job:
 
     def _found(self, folder: RunFolder) -> Path:
         return folder.part(f"{self.name}.found.safetensors")
+
+
+def work_through(jobs: Sequence[Job], folder: RunFolder, console: Console) -> None:
+    """Do all jobs, or what an earlier run has left of them."""
+    with console.study({job.name: job.cost for job in jobs}) as study:
+        clock = Clock(folder.path / TIMINGS, folder.timings())
+        for job in jobs:
+            if job.finished(folder):
+                study.found(job.name)
+                job.clean(folder)
+                continue
+            with study.job(job.name) as advance:
+                job.work(folder, advance, clock)
+            took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.seconds[job.name].items())
+            console.say(f"{job.name}: {took}")
 
 
 def _recorded(measured: Measurement, students: int) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_each, check_grid, check_not_negative
 from fastspec.experiments.results import RunFolder
 from fastspec.measure import measure
-from fastspec.networks import MLP, student_like
+from fastspec.networks import MLP, ConvNet, student_like
 from fastspec.ops.backends import default_device
 from fastspec.ops.checks import check_integer, check_real
 from fastspec.tensor_files import load_tensors, save_tensors
@@ -95,9 +95,22 @@ class Digits(Experiment):
         """The steps at which students are measured."""
         return logarithmic_steps(self.student_steps, self.measurements)
 
+    def splits(self) -> Splits:
+        """The images to train on and those held out."""
+        return data.digits(held_out=self.held_out, seed=self.data_seed)
+
+    def untrained(self) -> MLP | ConvNet:
+        """The teacher before it learns."""
+        return MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed)
+
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
-        splits = data.digits(held_out=self.held_out, seed=self.data_seed).to(default_device())
-        teacher = self._teacher(folder, splits.train, console)
+        splits = self.splits().to(default_device())
+        return self.learn(folder, console, splits, self.trained_teacher(folder, splits.train, console))
+
+    def learn(
+        self, folder: RunFolder, console: Console, splits: Splits, teacher: MLP | ConvNet
+    ) -> tuple[xr.Dataset, dict[str, Tensor]]:
+        """Results and weights of students of a trained teacher."""
         results, weights = self._empty(), named("teacher", teacher)
         for name, samples in (("train", splits.train), ("held_out", splits.held_out)):
             results[f"teacher_accuracy_{name}"] = ((), accuracy(teacher, samples))
@@ -109,12 +122,13 @@ class Digits(Experiment):
                 weights |= named(f"student x{multi} seed {seed}", student)
         return results, weights
 
-    def _teacher(self, folder: RunFolder, samples: Samples, console: Console) -> MLP:
-        done = folder.part("teacher.safetensors")
+    def trained_teacher(self, folder: RunFolder, samples: Samples, console: Console) -> MLP | ConvNet:
+        """The teacher that has learned the labels."""
+        done, teacher = folder.part("teacher.safetensors"), self.untrained()
         if done.exists():
-            return MLP.load(done).to(default_device())
-        teacher = MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed).to(default_device())
-        with console.stage("digits: the teacher learns labels") as advance:
+            return type(teacher).load(done).to(default_device())
+        teacher = teacher.to(default_device())
+        with console.stage(f"{self.name}: the teacher learns labels") as advance:
             train(
                 samples.y,
                 teacher,
@@ -134,16 +148,17 @@ class Digits(Experiment):
         return teacher
 
     def _student(
-        self, folder: RunFolder, teacher: MLP, splits: Splits, multi: int, seed: int, console: Console
-    ) -> tuple[MLP, dict[str, Tensor]]:
+        self, folder: RunFolder, teacher: MLP | ConvNet, splits: Splits, multi: int, seed: int, console: Console
+    ) -> tuple[MLP | ConvNet, dict[str, Tensor]]:
         """One trained student, and its measurements [step, ...]."""
         network = folder.part(f"x{multi}-seed{seed}.safetensors")
         measured = folder.part(f"x{multi}-seed{seed}.measured.safetensors")
         if network.exists() and measured.exists():
-            return MLP.load(network), load_tensors(measured, PART)[0]
-        student = student_like(teacher, multi=multi, seed=seed).to(default_device())
+            return type(teacher).load(network), load_tensors(measured, PART)[0]
+        student = student_like(teacher, multi=multi, seed=seed)  # type: ignore[type-var]
+        student = student.to(default_device())
         rows: list[dict[str, Tensor]] = []
-        with console.stage(f"digits: a {multi}× student learns logits") as advance:
+        with console.stage(f"{self.name}: a {multi}× student learns logits") as advance:
             train(
                 teacher,
                 student,
@@ -157,7 +172,9 @@ class Digits(Experiment):
                 input_noise=self.student_noise,
                 seed=seed,
                 snapshots=self.snapshots,
-                on_snapshot=lambda step, _: rows.append(measurement(teacher, student, splits.held_out)),
+                on_snapshot=lambda step, _: rows.append(
+                    measurement(teacher, student, splits.held_out, max(self.hidden))
+                ),
                 progress=advance,
             )
         found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -190,9 +207,12 @@ class Digits(Experiment):
         )
 
 
-def measurement(teacher: MLP, student: MLP, held_out: Samples) -> dict[str, Tensor]:
-    """One row of the results' student arrays; layers of fewer nodes than the widest are padded."""
-    widest = max(teacher.hidden_widths)
+def measurement(
+    teacher: MLP | ConvNet, student: MLP | ConvNet, held_out: Samples, nodes: int | None = None
+) -> dict[str, Tensor]:
+    """One row of the results' student arrays; layers of fewer than `nodes` nodes, those of the widest by default, are
+    padded."""
+    widest = nodes or max(teacher.hidden_widths)
     with torch.no_grad():
         answer, output = teacher(held_out.x).argmax(1), student(held_out.x).argmax(1)
     measured = measure(teacher, student, held_out.x, progress=False)
@@ -218,7 +238,7 @@ def half_cosine(steps: int) -> Callable[[int], float]:
     return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def accuracy(network: MLP, samples: Samples) -> float:
+def accuracy(network: MLP | ConvNet, samples: Samples) -> float:
     """The share of samples whose largest output is their label's."""
     with torch.no_grad():
         return (network(samples.x).argmax(1) == samples.y).double().mean().item()

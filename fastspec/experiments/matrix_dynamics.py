@@ -32,7 +32,7 @@ PART = "measurement of a matrix-dynamics run"
 
 @dataclass(frozen=True)
 class MatrixDynamics(Experiment):
-    """Students that start as the teacher plus noise, with as many nodes more, follow the matrix dynamics.
+    """Students that start as the teacher plus noise, with further nodes of noise alone, follow the matrix dynamics.
 
     The over-parameterisation experiment of Luck Matters (Tian et al. 2019, theorem 5): the first nodes of every hidden
     layer start near a teacher node (lucky), the others anywhere. Weight vector and bias of every node, outputs too,
@@ -50,8 +50,8 @@ class MatrixDynamics(Experiment):
     init_std: float = 0.1
     """Standard deviation of the noise."""
     methods: tuple[Method, ...] = ("mean_field", "exact")
-    """mean_field: means of H and L of a batch, as the paper; exact: the gradient; coactivation: H as beta times gates'
-    co-activation."""
+    """mean_field: means of H and L over a batch, as the paper; exact: the gradient; coactivation: H from the means of
+    products of gates."""
     seeds: int = 8
     """Seeds from 0."""
     lr: float = 0.05
@@ -74,9 +74,9 @@ class MatrixDynamics(Experiment):
         if len(self.widths) < 3:
             refuse("widths", repr(self.widths), "inputs, one hidden layer or more, outputs")
         check_grid("methods", self.methods, _check_method)
-        for name in ("multi", "seeds", "batch_size", "steps"):
+        for name in ("seeds", "batch_size", "steps"):
             check_integer(name, getattr(self, name))
-        for name in ("evaluation_samples", "measurements"):
+        for name in ("multi", "evaluation_samples", "measurements"):
             check_integer(name, getattr(self, name), 2)
         for name in ("init_std", "lr"):
             check_not_negative(name, getattr(self, name))

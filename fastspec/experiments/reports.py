@@ -6,21 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastspec import report
+from fastspec.ablation_report import ablation_blocks
 from fastspec.deep_report import deep_blocks
 from fastspec.digits_report import digits_blocks
 from fastspec.experiments.demo import DIGITS, GAUSSIAN
 from fastspec.experiments.results import CONFIG, RESULTS, RunFolder
+from fastspec.images_report import images_blocks
 from fastspec.initialization_report import bn_bias_blocks, init_blocks
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks
 from fastspec.ode_report import ode_blocks
 from fastspec.ops.checks import refuse
+from fastspec.sample_complexity_report import sample_complexity_blocks
 from fastspec.two_layer_report import two_layer_blocks
 
 TITLES = {
     "demo": "fastspec demo: which student node has become which teacher node",
     "two-layer": "fastspec two-layer",
     "deep": "fastspec deep",
+    "ablation": "fastspec ablation",
+    "sample-complexity": "fastspec sample-complexity",
     "digits": "fastspec digits",
+    "images": "fastspec images",
     "matrix-dynamics": "fastspec matrix-dynamics",
     "init": "fastspec init",
     "ode": "fastspec ode",
@@ -46,7 +52,10 @@ def _blocks(folder: RunFolder) -> list[report.Block]:
     drawn: dict[str, Callable[..., list[report.Block]]] = {
         "two-layer": two_layer_blocks,
         "deep": deep_blocks,
+        "ablation": ablation_blocks,
+        "sample-complexity": sample_complexity_blocks,
         "digits": digits_blocks,
+        "images": images_blocks,
         "matrix-dynamics": matrix_dynamics_blocks,
         "init": init_blocks,
         "ode": ode_blocks,

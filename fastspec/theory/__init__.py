@@ -9,11 +9,13 @@ from fastspec.theory.alignment import Alignment, alignment, observers
 from fastspec.theory.backward import LayerGram, backward_gram
 from fastspec.theory.dynamics import Moments, second_moments, step, updates
 from fastspec.theory.gradients import GradientTerms, gradient_terms
+from fastspec.theory.l_shape import LShape, l_shape
 from fastspec.theory.normalization import Projection, batch_norm_projections
 
 __all__ = [
     "Alignment",
     "GradientTerms",
+    "LShape",
     "LayerGram",
     "Moments",
     "Projection",
@@ -22,6 +24,7 @@ __all__ = [
     "batch_norm_projections",
     "gaussian",
     "gradient_terms",
+    "l_shape",
     "norms",
     "observers",
     "online",

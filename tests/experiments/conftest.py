@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.images import Images
 from fastspec.experiments.init import Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.ode import Ode
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import TwoLayer
 
 
@@ -53,6 +56,30 @@ def tiny_deep():
 @pytest.fixture(scope="session")
 def tiny_ode():
     return Ode(inputs=(10, 20), seeds=3, time=3.0, measurements=4, lean=0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny_ablation():
+    return Ablation(
+        hidden=(3, 4), inputs=5, outputs=(6, 4), multi=(2, 1), batch_norm=("none", "before"), batch_size=(10, 20),
+        lr=(0.3, 0.1), seeds=2, samples=60, evaluation_samples=80, data_std=1.0, epochs=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_sample_complexity():
+    return SampleComplexity(
+        hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2), seeds=2, samples=(20, 100), evaluation_samples=80, steps=40,
+        batch_size=10, lr=0.3, boundary_mean=1.0, boundary_sigma=0.5,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    return Images(
+        hidden=(6, 5), multi=(1, 2), seeds=2, teacher_steps=30, student_steps=20, measurements=3,
+        evaluation_samples=100, network="convolutional", prune=0.34,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from fastspec.experiments import cli
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.cli import COMMANDS, main
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.images import Images
 from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.ode import Ode
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import ICML2020, TwoLayer
 from fastspec.networks import MLP, student_like
 from fastspec.populations import Population
@@ -59,7 +62,7 @@ def test_every_command_has_help(name, capsys):
     assert f"fastspec {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [TwoLayer, Deep, Digits, Init, Ode])
+@pytest.mark.parametrize("kind", [TwoLayer, Deep, Ablation, SampleComplexity, Digits, Images, Init, Ode])
 def test_help_explains_every_option(kind, capsys):
     assert main([kind.name, "--help"]) == 0
     out = capsys.readouterr().out

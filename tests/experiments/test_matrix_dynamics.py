@@ -72,6 +72,7 @@ BAD = {
     "methods": ({"methods": ("exactly",)}, ValueError, "methods: got 'exactly'"),
     "no methods": ({"methods": ()}, ValueError, "methods: got no values"),
     "a method twice": ({"methods": ("exact", "exact")}, ValueError, "methods: got"),
+    "no others": ({"multi": 1}, ValueError, "multi: got 1; takes an integer of at least 2"),
     "batch": ({"batch_size": 0}, ValueError, "batch_size: got 0"),
     "lr": ({"lr": float("nan")}, ValueError, "lr: got nan"),
     "noise": ({"init_std": -1.0}, ValueError, "init_std: got -1.0"),

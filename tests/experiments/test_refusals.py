@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
+from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.images import Images
 from fastspec.experiments.init import Init
 from fastspec.experiments.ode import Ode
 from fastspec.experiments.reports import redraw
 from fastspec.experiments.results import RunFolder
+from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.experiments.two_layer import TwoLayer
 
 OPTIONS = [
@@ -51,6 +55,29 @@ OPTIONS = [
     (Deep, "batch_norm", "between"),
     (Deep, "dtype", "float16"),
     (Deep, "teacher_seed", -1),
+    (Ablation, "multi", (1, 1)),
+    (Ablation, "multi", (0,)),
+    (Ablation, "batch_norm", ("between",)),
+    (Ablation, "teacher", ("separated", "trained")),
+    (Ablation, "teacher", ()),
+    (Ablation, "batch_size", (0,)),
+    (Ablation, "lr", (0.1, float("nan"))),
+    (Ablation, "outputs", (1.5,)),
+    (Ablation, "epochs", 0),
+    (Ablation, "samples", 255),
+    (Ablation, "seeds", 0),
+    (Ablation, "hidden", ()),
+    (Ablation, "dtype", "float16"),
+    (SampleComplexity, "kind", ("uniform",)),
+    (SampleComplexity, "kind", ("gaussian", "gaussian")),
+    (SampleComplexity, "samples", (31,)),
+    (SampleComplexity, "samples", (64, 64)),
+    (SampleComplexity, "boundary_mean", -1.0),
+    (SampleComplexity, "boundary_sigma", float("inf")),
+    (SampleComplexity, "threshold", 1.5),
+    (SampleComplexity, "multi", ()),
+    (SampleComplexity, "steps", 0),
+    (SampleComplexity, "lr", -1.0),
     (Digits, "hidden", ()),
     (Digits, "hidden", (0,)),
     (Digits, "multi", (1, 1)),
@@ -58,6 +85,13 @@ OPTIONS = [
     (Digits, "student_noise", -1.0),
     (Digits, "data_seed", -1),
     (Digits, "batch_size", 0),
+    (Images, "data", "imagenet"),
+    (Images, "network", "transformer"),
+    (Images, "prune", 1.0),
+    (Images, "prune", -0.1),
+    (Images, "samples", -1),
+    (Images, "evaluation_samples", -1),
+    (Images, "multi", (0,)),
     (Init, "scheme", ("xavier",)),
     (Init, "scheme", ()),
     (Init, "width", (5, 5)),
@@ -84,6 +118,21 @@ OPTIONS = [
 def test_options(kind, option, value, tmp_path):
     with pytest.raises((ValueError, TypeError), match=f"^{option}.*: got .*; takes "):
         kind(**{option: value}).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "mnist"}, "folder: got ''; takes the folder with the files of mnist"),
+        ({"folder": "nowhere"}, "folder: got 'nowhere'; takes no folder for digits"),
+        ({"data": "cifar10", "folder": "nowhere"}, "folder: got 'nowhere'; takes"),
+        ({"network": "convolutional", "hidden": (4, 4, 4, 4)}, "hidden: got 4 convolutions; takes at most 3 on 8 x 8"),
+    ],
+)
+def test_options_that_do_not_fit_each_other(options, message, tmp_path):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        Images(**options).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -22,7 +22,10 @@ from fastspec.tensor_files import load_tensors
 OUTPUT = {
     "two-layer": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "deep": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
+    "ablation": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
+    "sample-complexity": ["config.json", "results.nc", "timings.json", "weights.safetensors"],
     "digits": ["config.json", "results.nc", "weights.safetensors"],
+    "images": ["config.json", "results.nc", "weights.safetensors"],
     "matrix-dynamics": ["config.json", "results.nc", "weights.safetensors"],
     "init": ["config.json", "results.nc", "weights.safetensors"],
     "ode": ["config.json", "results.nc", "weights.safetensors"],
@@ -44,7 +47,17 @@ class Interrupting(Console):
 
 @pytest.fixture(
     scope="module",
-    params=["tiny_two_layer", "tiny_deep", "tiny_digits", "tiny_matrix_dynamics", "tiny_init", "tiny_ode"],
+    params=[
+        "tiny_two_layer",
+        "tiny_deep",
+        "tiny_ablation",
+        "tiny_sample_complexity",
+        "tiny_digits",
+        "tiny_images",
+        "tiny_matrix_dynamics",
+        "tiny_init",
+        "tiny_ode",
+    ],
 )
 def experiment(request):
     return request.getfixturevalue(request.param)
@@ -221,6 +234,7 @@ def test_provenance_knows_threads_and_dtype(experiment, tmp_path):
     made = RunFolder.load(tmp_path).provenance
     used = {"two-layer": (2, "float32"), "digits": (1, "float64"), "matrix-dynamics": (1, "float32")}
     used |= {"deep": (2, "float32"), "init": (2, "float32"), "ode": (2, "float64")}
+    used |= {"ablation": (1, "float32"), "sample-complexity": (1, "float32"), "images": (1, "float64")}
     threads_and_dtype = used[experiment.name]
     assert (made["threads"], made["dtype"]) == threads_and_dtype
     kept = {getattr(torch, threads_and_dtype[1]), torch.int64}

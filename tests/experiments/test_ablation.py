@@ -1,0 +1,113 @@
+"""Ablations: what makes the grid, that a cell is the deep run it says, and the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastspec import data, teachers
+from fastspec.ablation_plots import FACTORS, slices
+from fastspec.experiments.ablation import Ablation
+from fastspec.experiments.cli import main
+from fastspec.experiments.deep import Deep
+from fastspec.experiments.deep_job import HELD_OUT_SEED
+from fastspec.measure import measure
+from fastspec.networks import MLP
+from fastspec.tensor_files import load_tensors
+
+
+@pytest.fixture(scope="module")
+def run(tiny_ablation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation") / "run"
+    return tiny_ablation.run(folder), folder
+
+
+def values(results):
+    return [tuple(results[name][i].item() for name in FACTORS) for i in range(len(results.cell))]
+
+
+def test_one_change_at_a_time(run):
+    results, _ = run
+    base = (2, "none", "separated", 10, 0.3, 6)
+    assert values(results) == [
+        base,
+        (1, *base[1:]),
+        (2, "before", *base[2:]),
+        (2, "none", "random", *base[3:]),
+        (*base[:3], 20, 0.3, 6),
+        (*base[:4], 0.1, 6),
+        (*base[:5], 4),
+    ]
+    for i, factor in enumerate(FACTORS):
+        (_, first), (_, other) = slices(results, factor)
+        assert first.cell == 0 and other.cell == 1 + i
+
+
+def test_every_combination():
+    cells = Ablation(multi=(1, 2), lr=(0.1, 0.2), outputs=(3, 4), every_combination=True).cells()
+    assert len(cells) == 2 * 3 * 2 * 3 * 2 * 2 and len({cell.name for cell in cells}) == len(cells)
+    near = Ablation(lr=(0.1, 0.1 + 1e-12)).cells()
+    assert len({cell.name for cell in near}) == len(near)
+    assert len({tuple(cell.values.items()) for cell in cells}) == len(cells)
+
+
+def test_a_cell_is_a_deep_run(run, tiny_ablation, tmp_path):
+    results, _ = run
+    deep = Deep(
+        hidden=(3, 4), inputs=5, outputs=6, multi=(2,), seeds=2, samples=(60,), evaluation_samples=80, data_std=1.0,
+        steps=2 * 3, batch_size=20, lr=0.3, measure_every=3,
+    ).run(tmp_path)  # fmt: skip
+    for name in ("loss", "layer_score", "best_correlation"):
+        np.testing.assert_array_equal(results[name].sel(cell=4), deep[name].values[0, 0])
+
+
+def test_the_random_teacher_and_batch_norm_are_used(run):
+    results, folder = run
+    weights = load_tensors(folder / "weights.safetensors", "weights of a run")[0]
+    prefix = "x2-none-random-batch10-lr0.3-c6"
+    teacher = MLP.from_weights(
+        [(weights[f"{prefix}.teacher.w{i}"], weights[f"{prefix}.teacher.b{i}"]) for i in (1, 2, 3)]
+    )
+    expected = teachers.random([5, 3, 4, 6], seed=0)
+    assert torch.equal(teacher.layers[1].weight, expected.layers[1].weight)
+    student = MLP.from_weights(
+        [(weights[f"{prefix}.student seed 1.w{i}"], weights[f"{prefix}.student seed 1.b{i}"]) for i in (1, 2, 3)]
+    )
+    measured = measure(teacher, student, data.gaussian(80, 5, std=1.0, seed=HELD_OUT_SEED))
+    np.testing.assert_allclose(results.loss.sel(cell=3, seed=1).isel(epoch=-1), measured.loss, rtol=1e-5)
+    start = results.loss.isel(epoch=0)
+    assert (start.sel(cell=2) != start.sel(cell=0)).all()  # batch norm has had no sample yet
+    assert (results.loss.isel(epoch=-1) < start).all()
+
+
+def test_random_teachers():
+    teacher = teachers.random([20, 30, 10], seed=3, dtype=torch.float64)
+    drawn = MLP([20, 30, 10], seed=3, dtype=torch.float64)
+    for layer, first in zip(teacher.layers, drawn.layers, strict=True):
+        norm = first.weight.norm(dim=1)
+        torch.testing.assert_close(layer.weight, first.weight / norm[:, None])
+        torch.testing.assert_close(layer.bias, first.bias / norm)
+    assert not torch.equal(teacher.layers[0].weight, teachers.random([20, 30, 10], seed=4).layers[0].weight.double())
+    with pytest.raises(ValueError, match=r"^widths\[0\]: got"):
+        teachers.random([0, 3, 2])
+
+
+def test_report(run, capsys):
+    _, folder = run
+    assert main(["report", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "Batch norm" in shown and "diverged" not in shown
+    assert {path.stem for path in (folder / "figures").iterdir()} == {name.replace("_", "-") for name in FACTORS}
+
+
+def test_a_student_that_diverges_is_reported(tiny_ablation, tmp_path, capsys):
+    one = {"multi": (2,), "batch_norm": ("none",), "teacher": ("separated",), "batch_size": (10,), "outputs": (6,)}
+    results = replace(tiny_ablation, lr=(0.3, 1e6), **one).run(tmp_path)
+    assert (results.diverged_step.sel(cell=1) >= 0).all() and (results.diverged_step.sel(cell=0) == -1).all()
+    assert results.layer_score.sel(cell=1).isel(epoch=-1).isnull().all()
+    assert main(["report", str(tmp_path)]) == 0
+    assert "diver" in capsys.readouterr().out
+    assert [path.stem for path in (tmp_path / "figures").iterdir()] == ["lr"]
