@@ -24,7 +24,7 @@ class Barrier {
       return;
     }
     for (int64_t spins = 0; __atomic_load_n(&turn_, __ATOMIC_ACQUIRE) == turn; ++spins) {
-      if (spins > 4096) sched_yield();  // the others may be waiting for this very core
+      if (spins > 256) sched_yield();  // the others may be waiting for this very core
     }
   }
 };
