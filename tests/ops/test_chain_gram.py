@@ -57,7 +57,7 @@ def assert_near(got, want, bound):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("slope", [0.0, 0.5])
-@pytest.mark.parametrize("samples, outputs", [(1, 1), (8, 3), (65, 2), (200, 7)])
+@pytest.mark.parametrize("samples, outputs", [(1, 1), (8, 3), (65, 2), (200, 7), (1100, 1), (150, 16)])
 @pytest.mark.parametrize("teacher, student", [((3,), (20,)), ((3, 5), (9, 17)), ((2, 3, 4), (33, 16, 15))])
 def test_integers_are_exact(dtype, slope, samples, outputs, teacher, student):
     args = problem(samples, outputs, teacher, student, dtype=dtype, slope=slope, integer=True)
