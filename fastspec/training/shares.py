@@ -28,33 +28,26 @@ class Share:
         self.indices: Sequence[int] = self._members[dist.get_rank(group)]
         self.students = students.select(self.indices)
 
-    def of_table(self, table: Tensor | None) -> Tensor | None:
+    def of_table(self, table: Tensor) -> Tensor:
         """This share's rows of a table with one for each student."""
-        return None if table is None else table[torch.tensor(self.indices, device=table.device)]
+        return table[torch.tensor(self.indices, device=table.device)]
 
     def whole(self, weights: Packed) -> Packed:
         """The weights of all students, in their order, from every process's own."""
-        nodes = self._rows(self._members)
-        students = [torch.tensor(members) for members in self._members]
-        return Packed(
-            *(self._gather(t, rows) for t, rows in zip(weights, (nodes, nodes, nodes, students), strict=True))
-        )
+        every = torch.arange(len(self._whole.w1))
+        nodes = [torch.cat([every[self._whole.nodes(k)] for k in members]) for members in self._members]
+        w1, b1, w2 = (self._gather(t, nodes) for t in weights[:3])
+        return Packed(w1, b1, w2, self.whole_table(weights.b2))
 
     def whole_table(self, table: Tensor) -> Tensor:
         """A table with one row for each student, from every process's own."""
         return self._gather(table, [torch.tensor(members) for members in self._members])
 
-    def _rows(self, members: Sequence[Sequence[int]]) -> list[Tensor]:
-        every = torch.arange(len(self._whole.w1))
-        return [torch.cat([every[self._whole.nodes(k)] for k in ks]) for ks in members]
-
     def _gather(self, mine: Tensor, places: Sequence[Tensor]) -> Tensor:
         """out[places[r]] = what process r has."""
-        out = mine.new_empty(sum(map(len, places)), *mine.shape[1:])
+        out, here = mine.new_empty(sum(map(len, places)), *mine.shape[1:]), dist.get_rank(self._group)
         for rank, rows in enumerate(places):
-            part = (
-                mine.contiguous() if rank == dist.get_rank(self._group) else mine.new_empty(len(rows), *mine.shape[1:])
-            )
+            part = mine.contiguous() if rank == here else mine.new_empty(len(rows), *mine.shape[1:])
             dist.broadcast(part, group_src=rank, group=self._group)
             out[rows.to(out.device)] = part
         return out

@@ -138,28 +138,27 @@ def _addresses(tensors: list[Tensor]) -> tuple[int, ...]:
 def _launch_all(runner: Runner, groups: tuple[Group, ...], fields: dict[str, Any], device: torch.device) -> None:
     """Launch every group beside the others, longest blocks first; whatever is queued after waits for all of them."""
     kept = []  # memory of the launches, until they are queued
-    streams: list[torch.cuda.Stream | None] = [None] * len(groups)
-    if device.type == "cuda":
-        streams = [_streams(device)[i % STREAMS] for i in range(len(groups))]
-    main = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    for group, stream in zip(groups, streams, strict=True):
-        students = torch.tensor(group.students, device=device)
-        blocks = len(group.students) * group.plan["ranks"]
-        memory = torch.empty(blocks * group.plan["global_bytes"], dtype=torch.uint8, device=device)
-        kept += [students, memory]
-        launch = fields | {
-            "nodes": group.nodes,
-            "ranks": group.plan["ranks"],
-            "students": students.data_ptr(),
-            "count": len(group.students),
-            "memory": memory.data_ptr(),
-        }
-        if stream is not None and main is not None:
-            stream.wait_stream(main)
-        runner.run(launch, 0 if stream is None else stream.cuda_stream)
-    for stream in streams:
-        if stream is not None and main is not None:
-            main.wait_stream(stream)
+    on_gpu = device.type == "cuda"
+    streams = _streams(device)[: len(groups)] if on_gpu else []
+    try:
+        for i, group in enumerate(groups):
+            students = torch.tensor(group.students, device=device)
+            blocks = len(group.students) * group.plan["ranks"]
+            memory = torch.empty(blocks * group.plan["global_bytes"], dtype=torch.uint8, device=device)
+            kept += [students, memory]
+            launch = fields | {
+                "nodes": group.nodes,
+                "ranks": group.plan["ranks"],
+                "students": students.data_ptr(),
+                "count": len(group.students),
+                "memory": memory.data_ptr(),
+            }
+            if on_gpu:
+                streams[i % STREAMS].wait_stream(torch.cuda.current_stream(device))
+            runner.run(launch, streams[i % STREAMS].cuda_stream if on_gpu else 0)
+    finally:  # also where a launch fails: memory is not given back while another one works in it
+        for stream in streams:
+            torch.cuda.current_stream(device).wait_stream(stream)
 
 
 @lru_cache

@@ -147,7 +147,7 @@ inline Plan plan_of(const Shape& shape, int64_t part, int64_t ranks, Placement p
 
 // The plan with the fewest blocks whose memory holds the student, else one that keeps weights in global memory, which
 // the second-level cache serves. `ranks` asks for at least as many blocks. The size of a part depends on the shape
-// alone, results not on the ranks at all.
+// and the limits; results do not depend on the ranks that are asked for.
 inline Plan make_plan(const Shape& shape, const Limits& limits, int64_t ranks) {
   const auto fits = [&](const Plan& plan) { return plan.shared_bytes <= limits.shared_bytes; };
   const int64_t largest = smaller(shape.batch, most_part);
