@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from fastspec.atomic_files import write_atomically
-from fastspec.experiments.results import RunFolder, netcdf
-from fastspec.ops.checks import refuse
+from fastspec.experiments.results import netcdf
 from fastspec.report import markdown, write_figures, write_text
 from studies.arpit2019.page import page, summary
+from studies.files import load_run
 
 TITLE = "The Benefits of Over-parameterization at Initialization, reproduced"
 DPI = 80
@@ -34,12 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(run: Path, schemes: Path | None, out: Path, tables: bool = False) -> None:
     """Write the study's files into `out` from the folder of a run, and that of one of all schemes."""
-    folders = {"readings": RunFolder.load(run)}
+    folders = {"readings": load_run(run, "init")}
     if schemes is not None:
-        folders["schemes"] = RunFolder.load(schemes)
-    for folder in folders.values():
-        if folder.experiment != "init":
-            refuse("folder", f"{str(folder.path)!r}, a run of {folder.experiment!r}", "an init run")
+        folders["schemes"] = load_run(schemes, "init")
     results = {name: folder.results() for name, folder in folders.items()}
     blocks = page(folders, results, pictures=not tables)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from fastspec.atomic_files import write_atomically
-from fastspec.experiments.results import RunFolder, netcdf
-from fastspec.ops.checks import refuse
+from fastspec.experiments.results import netcdf
 from fastspec.report import markdown, write_figures, write_text
 from studies.deep_gaussian.page import PARTS, page
 from studies.deep_gaussian.summary import joined, summary
+from studies.files import load_run
 
 TITLE = "Deep students of separated teachers, reproduced"
 DPI = 80
@@ -34,10 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(runs: dict[str, list[Path]], out: Path) -> None:
     """Write the study's files into `out` from the folders of runs, by preset."""
-    folders = {name: [RunFolder.load(path) for path in paths] for name, paths in runs.items()}
-    for folder in (folder for several in folders.values() for folder in several):
-        if folder.experiment != "deep":
-            refuse("folder", f"{str(folder.path)!r}, a run of {folder.experiment!r}", "a deep run")
+    folders = {name: [load_run(path, "deep") for path in paths] for name, paths in runs.items()}
     results = {name: joined(several) for name, several in folders.items()}
     blocks = page(folders, results)
     out.mkdir(parents=True, exist_ok=True)

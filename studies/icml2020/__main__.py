@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from fastspec.atomic_files import write_atomically
-from fastspec.experiments.results import RunFolder, netcdf
-from fastspec.ops.checks import refuse
+from fastspec.experiments.results import netcdf
 from fastspec.report import markdown, write_figures, write_text
+from studies.files import load_run
 from studies.icml2020.page import page, seconds, summary_file
 from studies.icml2020.summary import summary
 
@@ -34,12 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(run: Path, own_teachers: Path | None, out: Path, tables: bool = False) -> None:
     """Write the study's files into `out` from the folder of a run, and that of one with a teacher for each seed."""
-    folders = {"one teacher": RunFolder.load(run)}
+    folders = {"one teacher": load_run(run, "two-layer")}
     if own_teachers is not None:
-        folders["own teachers"] = RunFolder.load(own_teachers)
-    for folder in folders.values():
-        if folder.experiment != "two-layer":
-            refuse("folder", f"{str(folder.path)!r}, a run of {folder.experiment!r}", "a two-layer run")
+        folders["own teachers"] = load_run(own_teachers, "two-layer")
     results = {name: folder.results() for name, folder in folders.items()}
     blocks = page(folders, results, pictures=not tables)
     out.mkdir(parents=True, exist_ok=True)

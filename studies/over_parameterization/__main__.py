@@ -17,9 +17,9 @@ from fastspec.atomic_files import write_atomically
 from fastspec.data import gaussian
 from fastspec.experiments.results import WEIGHTS, RunFolder, netcdf
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks, split
-from fastspec.ops.checks import refuse
 from fastspec.report import Block, Heading, Table, Text, markdown, provenance_table, write_figures, write_text
 from fastspec.tensor_files import load_tensors
+from studies.files import load_run
 
 TITLE = "Luck Matters, over-parameterisation with matrix dynamics, reproduced"
 DPI = 80
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(run: Path, out: Path) -> None:
     """Write the study's files into `out` from the folder of a run."""
-    folder = RunFolder.load(run)
-    if folder.experiment != "matrix-dynamics":
-        refuse("folder", f"{str(run)!r}, a run of {folder.experiment!r}", "a matrix-dynamics run")
+    folder = load_run(run, "matrix-dynamics")
     results = folder.results()
     blocks = page(folder, results)
     out.mkdir(parents=True, exist_ok=True)

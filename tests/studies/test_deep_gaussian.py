@@ -78,7 +78,7 @@ def test_other_runs_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="folders: got runs that differ in samples, seeds; takes"):
         joined([RunFolder.load(runs / name) for name in ("a", "many")])
     Digits(hidden=(4,), multi=(1,), teacher_steps=2, student_steps=2, measurements=2).run(tmp_path / "digits")
-    with pytest.raises(SystemExit, match="a run of 'digits'; takes a deep run"):
+    with pytest.raises(SystemExit, match="a run of 'digits'; takes a run of 'deep'"):
         main(["--luck-matters", str(tmp_path / "digits"), "--student-specialization", str(runs / "few")])
 
 

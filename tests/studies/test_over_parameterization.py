@@ -57,7 +57,7 @@ def test_the_table_takes_lucky_nodes_and_others_apart():
 def test_another_run_is_refused(tmp_path):
     TwoLayer(teacher_nodes=(2,), multi=(1,), seeds=1, inputs=4, outputs=3, samples=50, evaluation_samples=50,
              steps=5, measurements=2).run(tmp_path / "run")  # fmt: skip
-    with pytest.raises(SystemExit, match=r"got .*a run of 'two-layer'; takes a matrix-dynamics run"):
+    with pytest.raises(SystemExit, match=r"got .*a run of 'two-layer'; takes a run of 'matrix-dynamics'"):
         main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=r"without config\.json"):
         main([str(tmp_path), "--out", str(tmp_path / "out")])
