@@ -93,7 +93,7 @@ def extensions() -> list[Extension]:
 
 
 class BuildNative(build_ext):
-    """Compiles files side by side; under FASTSPEC_NATIVE=auto a failed build installs the package without."""
+    """Compiles files side by side; a library that fails to build is gone without, unless a switch is 1."""
 
     def build_extensions(self) -> None:
         compile_one = self.compiler.compile
@@ -107,14 +107,13 @@ class BuildNative(build_ext):
         super().build_extensions()
 
     def build_extension(self, extension) -> None:
-        if extension.name != "fastspec._cuda":
-            return super().build_extension(extension)
+        cuda = extension.name == "fastspec._cuda"
         try:
-            self.build_cuda(extension)
+            self.build_cuda(extension) if cuda else super().build_extension(extension)
         except Exception as error:
-            if CUDA == "1":
+            if (CUDA if cuda else NATIVE) == "1":
                 raise
-            print(f"fastspec: no CUDA kernels: {error}", file=sys.stderr)
+            print(f"fastspec: going on without {extension.name}: {error}", file=sys.stderr)
             extension.optional = True
 
     def build_cuda(self, extension) -> None:
@@ -144,17 +143,6 @@ class BuildNative(build_ext):
                 objects.append(str(Path(self.build_temp) / f"{Path(source).stem}.cu.o"))
                 self.spawn([compiler, *options, "-c", source, "-o", objects[-1]])
         self.spawn([compiler, "-shared", *codes, "-o", str(target), *objects])
-
-    def run(self) -> None:
-        try:
-            super().run()
-        except Exception as error:
-            if NATIVE == "1":
-                raise
-            print(f"fastspec: no native code: {error}", file=sys.stderr)
-            for extension in self.extensions:
-                extension.optional = True
-            self.extensions = []
 
     def get_ext_filename(self, name: str) -> str:
         path = Path(super().get_ext_filename(name))

@@ -14,23 +14,33 @@ import torch
 from benchmarks.training import LR, Training, Weights
 
 
-def missing() -> str | None:
-    """Why JAX cannot run here; None where it can."""
-    return None if importlib.util.find_spec("jax") else "JAX is not installed"
+@cache
+def missing(device: str = "cpu") -> str | None:
+    """Why JAX cannot run here on a device, "cpu" or "cuda"; None where it can."""
+    if not importlib.util.find_spec("jax"):
+        return "JAX is not installed"
+    try:
+        if device != "cpu":
+            _start(torch.get_num_threads(), device)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
 
 
 def version() -> str | None:
     """The version of JAX, None without it."""
-    return None if missing() else _start(torch.get_num_threads()).__version__
+    return None if missing() else _start(torch.get_num_threads(), "cpu").__version__
 
 
 @cache
-def _start(threads: int) -> Any:
-    """JAX with float64 and so many threads. It reads the number once, so the first call in a process decides."""
+def _start(threads: int, device: str) -> Any:
+    """JAX with float64, true float32 products and so many threads; the first call in a process decides."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the memory of a GPU too
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", device)
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "highest")
     before = os.environ.get("NPROC")
     os.environ["NPROC"] = str(threads)
     try:
@@ -43,8 +53,8 @@ def _start(threads: int) -> Any:
 
 
 @cache
-def _trainer() -> Callable[..., Any]:
-    jax = _start(torch.get_num_threads())
+def _trainer(device: str) -> Callable[..., Any]:
+    jax = _start(torch.get_num_threads(), device)
     jnp = jax.numpy
 
     def loss(weights: Any, x: Any, y: Any) -> Any:
@@ -66,7 +76,12 @@ def _trainer() -> Callable[..., Any]:
 
 def trained(t: Training) -> Weights:
     """The weights after the last step."""
-    weights = [w.numpy() for w in t.weights]
-    batches = t.indices.transpose(0, 1).numpy()  # [steps, P, B]
-    found = _trainer()(weights, t.x.numpy(), t.y.numpy(), batches)
-    return Weights(*(torch.from_numpy(np.array(w)) for w in found))
+    on_gpu = t.x.is_cuda
+    train = _trainer(t.x.device.type)
+    jax = _start(torch.get_num_threads(), t.x.device.type)
+    tensors = (*t.weights, t.x, t.y, t.indices.transpose(0, 1).contiguous())  # batches [steps, P, B]
+    if on_gpu:
+        torch.cuda.synchronize()
+    *weights, x, y, batches = (jax.numpy.from_dlpack(v) if on_gpu else v.numpy() for v in tensors)
+    found = jax.block_until_ready(train(weights, x, y, batches))
+    return Weights(*(torch.from_dlpack(w) if on_gpu else torch.from_numpy(np.array(w)) for w in found))

@@ -12,6 +12,10 @@
 
 #include "fastspec/scalar.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // as torch 2.12 and earlier call it
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace fastspec {
 
 using torch::headeronly::ScalarType;

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
-from fastspec.ops.checks import check_finite, check_same_kind, check_tensor, refuse, shape
+from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
 from fastspec.running import Running
 from fastspec.workers import Spread
 
@@ -24,7 +24,7 @@ FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merge
 SLAB_SAMPLES = 1152  # at a time
 
 GPU_BYTES = 256 * 2**20  # at most, for activations and outputs
-GPU_SAMPLES = 8192  # with fewer, merges of wide layers take as long as their products
+GPU_SAMPLES, GPU_SLAB_SAMPLES = 8192, 12_288  # with fewer, merges of wide layers take as long as their products
 GPU_OPERATIONS = 2 * 10**10  # of a layer: some .4 ms of a large GPU, as long as the host needs to ask for them
 
 
@@ -47,9 +47,8 @@ def measure_layers(
     students, the tasks of `spread`.
     On a GPU the host waits for nothing before the end, where NaN and infinity are refused.
     """
-    _check_layers("teacher", teacher)
+    _check_finite(teacher, stacks)
     for stack in stacks:
-        _check_layers("student", stack)
         _check_pair(teacher, stack)
     passes = [[_Pass(teacher, slab, negative_slope, options) for slab in _slabs(stack)] for stack in stacks]
     slabs = [slab for stack in reversed(passes) for slab in stack]  # the widest first, for an even end
@@ -119,7 +118,7 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
-    samples, most = (GPU_SAMPLES, GPU_BYTES) if waits(weight.device) else (SLAB_SAMPLES, SLAB_BYTES)
+    samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if waits(weight.device) else (SLAB_SAMPLES, SLAB_BYTES)
     slabs = math.ceil(len(weight) * samples * _bytes(stack) / most)
     each = math.ceil(len(weight) / min(slabs, len(weight)))
     return [
@@ -136,7 +135,7 @@ def _samples(teacher: Sequence[Layer], stack: Sequence[Layer]) -> int:
     """
     weight = stack[0][0]
     if weight.dim() == 3:
-        return GPU_SAMPLES if waits(weight.device) else SLAB_SAMPLES
+        return GPU_SLAB_SAMPLES if waits(weight.device) else SLAB_SAMPLES
     if not waits(weight.device):
         return max(FEWEST_SAMPLES, ACTIVATION_BYTES // _bytes(stack))
     busy = GPU_OPERATIONS * (len(stack) - 1) // _operations(teacher, stack)
@@ -175,13 +174,21 @@ def _present(loss: Tensor | None) -> Tensor:
     return loss
 
 
-def _check_layers(side: str, layers: Sequence[Layer]) -> None:
-    if len(layers) < 2:
-        refuse(side, "a network without hidden layers", "at least one hidden layer")
-    for i, (weight, bias) in enumerate(layers):
-        check_finite(f"{side}, weight of layer {i + 1}", weight)
-        if bias is not None:
-            check_finite(f"{side}, bias of layer {i + 1}", bias)
+def _check_finite(teacher: Sequence[Layer], stacks: Sequence[Sequence[Layer]]) -> None:
+    networks = [("teacher", teacher), *(("student", stack) for stack in stacks)]
+    for side, layers in networks:
+        if len(layers) < 2:
+            refuse(side, "a network without hidden layers", "at least one hidden layer")
+    named = [
+        (f"{side}, {what} of layer {i + 1}", tensor)
+        for side, layers in networks
+        for i, layer in enumerate(layers)
+        for what, tensor in zip(("weight", "bias"), layer, strict=True)
+        if tensor is not None
+    ]
+    if not all_finite(tensor for _, tensor in named):
+        for name, tensor in named:
+            check_finite(name, tensor)
 
 
 def _check_pair(teacher: Sequence[Layer], student: Sequence[Layer]) -> None:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastspec.ops.checks import check_real, check_same_kind, check_tensor, refuse, shape
+from fastspec.ops.checks import all_finite, check_real, check_same_kind, check_tensor, refuse, shape
 
 if TYPE_CHECKING:
     from fastspec.moments import CrossMoments
 
+SIDES = ("teacher", "student")
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -197,7 +198,9 @@ def overlaps(teacher_weight: Tensor, student_weight: Tensor) -> Overlaps:
 
 def check_finite(moments: CrossMoments) -> None:
     """ValueError, naming the side and its number of nodes, where activations or sums of squares were not finite."""
-    for side in ("teacher", "student"):
+    if all_finite(getattr(moments, f"{side}_{what}") for side in SIDES for what in ("mean", "scatter")):
+        return
+    for side in SIDES:
         finite = (getattr(moments, f"{side}_mean").isfinite()) & (getattr(moments, f"{side}_scatter").isfinite())
         if not finite.all():
             bad = int((~finite).sum())

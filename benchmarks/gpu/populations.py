@@ -76,7 +76,7 @@ class PopulationProblem:
         return {
             "bmm": [Peer(n, captured(partial(bmm, **o)), o) for n, o in zip(names, layouts, strict=True)],
             "bmm plain": [Peer("bmm plain, graph", captured(bmm_plain))],
-            "jax": [Peer("jax", jax_peer.trained, skip=jax_peer.missing())],
+            "jax": [Peer("jax", jax_peer.trained, skip=jax_peer.missing(device))],
         }
 
     def facts(self, case: Case, precision: str) -> Entry:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -67,6 +68,13 @@ def check_integer(argument: str, value: object, low: int = 1, high: int | None =
 
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no element is NaN or infinite, and say how many are."""
+    if tensor.numel() == 0 or not tensor.is_floating_point() or torch.linalg.vector_norm(tensor, math.inf).isfinite():
+        return
     bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        refuse(argument, f"{bad} of {tensor.numel()} values NaN or infinite", "finite values")
+    refuse(argument, f"{bad} of {tensor.numel()} values NaN or infinite", "finite values")
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or infinite; a GPU is waited for once."""
+    some = [tensor for tensor in tensors if tensor.numel()]
+    return not some or bool(get_total_norm(some, math.inf).isfinite())

@@ -162,5 +162,4 @@ def test_a_population_measured_on_the_gpu_agrees_with_the_cpu():
     x = fs.data.gaussian(10_000, 30, std=1.5, seed=1)
     cpu, gpu = fs.measure(teacher, students, x), fs.measure(teacher.cuda(), students.to("cuda"), x.cuda())
     torch.testing.assert_close(gpu.loss.cpu(), cpu.loss, rtol=1e-5, atol=0)
-    for name, score in cpu.layer_scores().items():
-        torch.testing.assert_close(gpu.layer_scores()[name].cpu(), score, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gpu.layer_score.cpu(), cpu.layer_score, rtol=0, atol=1e-5)

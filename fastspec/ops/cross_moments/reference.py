@@ -63,7 +63,7 @@ class ShiftedSums:
 
     def finish(self) -> tuple[Tensor, ...]:
         """The op's outputs: means, centred scatters, activity counts, co-activation counts (empty if not asked)."""
-        n = max(self.count, 1)
+        n = self.teacher_sum.new_tensor(max(self.count, 1))  # by a number, CUDA multiplies with 1 / n
         t, s = self.teacher_sum, self.student_sum
         coactive = self.cross.new_empty(0) if self.coactive is None else self.coactive
         return (

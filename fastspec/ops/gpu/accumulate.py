@@ -108,13 +108,21 @@ class Accumulator:
             self.columns = triton.cdiv(self.students * self.n, tiles.students)  # in tiles
         else:
             self.columns = self.students * triton.cdiv(self.n, tiles.students)
-        dtype, counts = torch.float64 if precision == "fp64" else torch.float32, out[7].dim() > 1
-        tile = tiles.students
-        self.workspace = workspace or Workspace.fitting(
-            out[0], samples, self.span, self.m, self.columns * tile, tile, dtype, counts
-        )
+        self._workspace = workspace
         new = out[0].new_empty
         self.carried = [(new((2, self.m)), new((2, self.students * self.n))) for _ in range(2)]
+
+    @property
+    def workspace(self) -> Workspace:
+        """The one that was given, or one of its own, made when it is first needed."""
+        if self._workspace is None:
+            dtype = torch.float64 if self.precision == "fp64" else torch.float32
+            tile, counts = self.tiles.students, self.out[7].dim() > 1
+            columns = self.columns * tile
+            self._workspace = Workspace.fitting(
+                self.out[0], self.samples, self.span, self.m, columns, tile, dtype, counts
+            )
+        return self._workspace
 
     def add(
         self, teacher: Side, student: Side, slope: float = 0.0, activations: tuple[Tensor, Tensor] | None = None
