@@ -9,7 +9,8 @@ pybind11::dict two_layer_plan(const pybind11::dict& fields) {
   const Fields f(fields);
   const Plan plan = plan_from(shape_from(f), f);
   pybind11::dict out;
-  out["groups"] = plan.groups, out["ranks"] = plan.ranks, out["most_nodes"] = plan.most_nodes;
+  out["groups"] = plan.groups, out["slices"] = plan.slices, out["ranks"] = plan.ranks,
+  out["most_nodes"] = plan.most_nodes;
   out["part"] = plan.part, out["wide"] = plan.wide, out["tile"] = plan.tile, out["threads"] = plan.threads;
   out["sums"] = plan.sums;
   const char* const names[] = {"shared", "activations shared", "global"};

@@ -113,6 +113,6 @@ POPULATIONS = (
     PopulationProblem("students132-n5", 132, 5, 1, 2000, over_peers=10.0),
     PopulationProblem("students132-n20", 132, 10, 2, 2000, over_peers=10.0),
     PopulationProblem("students132-n100", 132, 20, 5, 1000, over_peers=10.0),
-    PopulationProblem("students132-n200", 132, 20, 10, 1000, over_peers=2.0),
+    PopulationProblem("students132-n200", 132, 20, 10, 200, over_peers=2.0),  # more steps magnify any rounding
     PopulationProblem("students2304-n100", 2304, 20, 5, 100, over_peers=2.0),
 )

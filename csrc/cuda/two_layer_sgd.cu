@@ -8,9 +8,8 @@ namespace block {
 namespace {
 
 // resident: all that a student needs lies in shared memory; otherwise anything may lie in global memory.
-template <typename T, int tile, bool resident>
-__global__ void __launch_bounds__(most_threads, resident && sizeof(T) == 4 ? 2 : 1)
-    two_layer_sgd(const __grid_constant__ Launch launch) {
+template <typename T, int tile, bool resident, int threads = int(most_threads(sizeof(T), resident))>
+__global__ void __launch_bounds__(threads, 1) two_layer_sgd(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(16) char memory[];
   const Plan& plan = launch.plan;
   const CudaBlock<resident> block(plan.ranks);

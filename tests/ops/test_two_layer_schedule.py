@@ -27,7 +27,7 @@ def test_every_width_has_a_plan(device, options):
         layout = plan(nodes, shape, device)
         ranks, copies = layout["ranks"], 2 if layout["sums"] else 1
         assert layout["shared_bytes"] <= device.block_shared_bytes
-        assert layout["threads"] % 32 == 0 and 128 <= layout["threads"] <= 256
+        assert layout["threads"] % 32 == 0 and 128 <= layout["threads"] <= 512
         assert ranks <= device.cluster_blocks and layout["groups"] % ranks == 0
         assert layout["most_nodes"] * ranks >= nodes and layout["part"] <= layout["wide"] <= 64
         assert layout["wide"] % layout["tile"] == 0
@@ -56,7 +56,7 @@ def test_the_icml_grid_keeps_all_multiprocessors_busy(value_bytes):
 
 def test_students_are_split_where_that_ends_sooner():
     few = arrange((200,) * 8 + (20,) * 8, tuple(SHAPE.items()), H200)
-    assert {group.nodes: group.plan["ranks"] for group in few} == {200: 4, 20: 1}
+    assert {group.nodes: group.plan["ranks"] for group in few} == {200: 8, 20: 1}
     longest = [group.cost.alone for group in few]
     assert longest == sorted(longest, reverse=True)
 
@@ -91,7 +91,7 @@ def test_costs_grow_with_the_work():
         return layout["ranks"] * cost(shape, layout).work
 
     assert work(50) < work(100) < work(200)
-    assert 50 < work(100, batch=1000) / work(100) < 70
+    assert 50 < work(100, batch=1000) / work(100) < 80
     assert 1.6 < work(100, value_bytes=8) / work(100) < 2.2
     for batch in (16, 1000):  # one clock of a multiprocessor is 128 multiplications and additions
         assert work(100, batch=batch) > 100 * batch * (2 * 100 + 3 * 50) / 128

@@ -17,91 +17,123 @@ struct BatchReader {
   Arrays<T> a;
   int64_t student;
 
-  FASTSPEC_HD bool fresh() const { return shape.teacher_nodes > 0; }
-  FASTSPEC_HD int64_t parts() const { return ceil_div(shape.batch, plan.part); }
-  FASTSPEC_HD int64_t samples(int64_t part) const {
-    return smaller(plan.part, shape.batch - part % parts() * plan.part);
-  }
+  int parts;  // of a batch
 
-  // Which samples part `part` has; parts are counted over all steps.
-  FASTSPEC_HD void choose(int64_t part) const {
-    if (fresh() || part >= problem.steps * parts()) return;
+  FASTSPEC_HD bool fresh() const { return shape.teacher_nodes > 0; }
+  FASTSPEC_HD int samples(int part) const { return int(smaller(plan.part, shape.batch - part * plan.part)); }
+
+  // Which samples part `part` of step `step` has. By the threads that have least else to do.
+  FASTSPEC_HD void choose(int64_t step, int part) const {
+    if (fresh() || step >= problem.steps) return;
     const Batches& b = problem.batches;
-    const int64_t step = part / parts(), first = part % parts() * plan.part;
-    for (int64_t i = 4 * block.thread(); i < samples(part); i += 4 * block.threads()) {
-      const int64_t size = smaller(4, samples(part) - i);
+    const int64_t first = part * plan.part;
+    const auto found = [&](int i, int64_t index) {
+      a.rows[i] = index * problem.x.row_stride, a.rows[plan.wide + i] = index * problem.y.row_stride;
+    };
+#pragma unroll 1
+    for (int i = 4 * (block.threads() - 1 - block.thread()); i < samples(part); i += 4 * block.threads()) {
+      const int size = int(smaller(4, samples(part) - i));
       if (b.indices) {
         const int64_t* const from = b.indices + student * b.student_stride + step * b.step_stride + first + i;
-        for (int64_t j = 0; j < size; ++j) a.rows[i + j] = from[j];
+#pragma unroll 1
+        for (int j = 0; j < size; ++j) found(i + j, from[j]);
       } else if (b.size) {
         const PhiloxBlock words =
             stream_block(problem.seeds[student], StreamPurpose::batch, b.first + step, uint32_t((first + i) / 4));
-        for (int j = 0; j < size; ++j) a.rows[i + j] = batch_index(words.word[j], problem.samples);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (j < size) found(i + j, batch_index(words.word[j], problem.samples));
+        }
       } else {
-        for (int64_t j = 0; j < size; ++j) a.rows[i + j] = first + i + j;
+#pragma unroll 1
+        for (int j = 0; j < size; ++j) found(i + j, first + i + j);
       }
     }
   }
 
-  FASTSPEC_HD void fetch(int64_t part) const {
-    if (fresh() || part >= problem.steps * parts()) return;
-    const T* const x = static_cast<const T*>(problem.x.data);
-    const T* const y = static_cast<const T*>(problem.y.data);
-    T *const to_x = a.x.of(part), *const to_y = a.residual.of(part);
-    const int64_t count = samples(part);
-    for (int64_t column = block.thread(); column < shape.inputs + shape.outputs; column += block.threads()) {
-      const int64_t c = column - shape.inputs;
-      const bool input = c < 0;
-      const T* const from = input ? x + column : y + c;
-      const int64_t stride = input ? problem.x.row_stride : problem.y.row_stride;
-      T* const to = input ? to_x + column * plan.row : to_y + c * plan.row;
-      for (int64_t i = 0; i < count; ++i) block.fetch(to + i, from + a.rows[i] * stride);
+  FASTSPEC_HD void fetch(bool odd, int64_t step, int part) const {
+    if (fresh() || step >= problem.steps) return;
+    T *const to_x = a.x.of(odd), *const to_y = a.residual.of(odd);
+    const int count = samples(part), inputs = int(shape.inputs), row = int(plan.row);
+#pragma unroll 1
+    for (int column = block.thread(); column < inputs + int(shape.outputs); column += block.threads()) {
+      const bool input = column < inputs;
+      const T* const from = input ? static_cast<const T*>(problem.x.data) + column
+                                  : static_cast<const T*>(problem.y.data) + (column - inputs);
+      T* const to = input ? to_x + int64_t{column} * row : to_y + int64_t{column - inputs} * row;
+      const int64_t* const rows = input ? a.rows : a.rows + plan.wide;
+      int i = 0;
+#pragma unroll 1
+      for (; i + 4 <= count; i += 4) {
+        int64_t begin[4];
+        load(begin, rows + i);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) block.fetch(to + i + j, from + begin[j]);
+      }
+#pragma unroll 1
+      for (; i < count; ++i) block.fetch(to + i, from + rows[i]);
     }
   }
 
-  // New inputs of part `part`, and the teacher's answers to them.
-  FASTSPEC_HD void draw(const Step<T, tile, Block>& step, int64_t part) const {
+  // New inputs of a part, and the teacher's answers to them.
+  FASTSPEC_HD void draw(const Step<T, tile, Block>& step, int64_t t, int part) const {
     if (!fresh()) return;
-    const int64_t d = shape.inputs, first = part % parts() * plan.part, values = samples(part) * d;
+    const int64_t d = shape.inputs, first = part * plan.part, values = samples(part) * d;
+    const int wide = int(plan.wide), row = int(plan.row), nodes = int(shape.teacher_nodes),
+              outputs = int(shape.outputs);
     const T std = T(problem.batches.fresh_std);
+#pragma unroll 1
     for (int64_t i = 4 * block.thread(); i < values; i += 4 * block.threads()) {
-      const PhiloxBlock words = stream_block(problem.seeds[student], StreamPurpose::fresh,
-                                             problem.batches.first + part / parts(), uint32_t((first * d + i) / 4));
+      const PhiloxBlock words = stream_block(problem.seeds[student], StreamPurpose::fresh, problem.batches.first + t,
+                                             uint32_t((first * d + i) / 4));
       for (int j = 0; j < 4 && i + j < values; ++j) {
         const int64_t sample = (i + j) / d, k = (i + j) % d;
-        a.x.first[k * plan.row + sample] = T(standard_normal(words.word[j])) * std;
+        a.x.first[k * row + sample] = T(standard_normal(words.word[j])) * std;
       }
     }
     block.sync();
-    const Packed& t = problem.teacher;
-    const T* const bias = static_cast<const T*>(t.b1);
-    step.hidden_layer({static_cast<const T*>(t.w1), 1, d}, int(shape.teacher_nodes), d, a.x.first, a.teacher_hidden,
-                      [&](int j) { return bias[j]; });
-    block.sync();
-    const T* const top_bias = static_cast<const T*>(t.b2);
+    const Packed& teacher = problem.teacher;
     product<tile / 2>(
-        block, 1, int(shape.outputs), int(plan.wide), {static_cast<const T*>(t.w2), shape.outputs, 1}, a.teacher_hidden,
-        plan.row, [&](int) { return Depth{0, shape.teacher_nodes}; },
-        [&](int, int c, int b, T(&y)[tile / 2]) {
-          for (int i = 0; i < tile / 2; ++i) y[i] += top_bias[c];
-          store(a.residual.first + int64_t{c} * plan.row + b, y);
-        });
+        block, place_of<tile / 2>(block.thread(), nodes, wide), 1, nodes, wide,
+        {static_cast<const T*>(teacher.w1), 1, int(d)}, a.x.first, row, [&](int) { return Range{0, int(d)}; },
+        a.teacher_hidden);
+    block.sync();
+    const T* const bias = static_cast<const T*>(teacher.b1);
+    step.activate(1, nodes, a.teacher_hidden, a.teacher_hidden, [&](int j) { return bias[j]; });
+    block.sync();
+    product<tile / 2>(
+        block, place_of<tile / 2>(block.thread(), outputs, wide), 1, outputs, wide,
+        {static_cast<const T*>(teacher.w2), outputs, 1}, a.teacher_hidden, row, [&](int) { return Range{0, nodes}; },
+        a.residual.first);
+    block.sync();
+    const T* const top_bias = static_cast<const T*>(teacher.b2);
+    combine(block, 1, outputs, plan.quads, a.residual.first, row, [&](int c, int b, T(&y)[4]) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[i] += top_bias[c];
+      store(a.residual.first + int64_t{c} * row + b, y);
+    });
   }
 
   // What a step does for the part after its own.
   struct Next {
     const BatchReader& batches;
-    int64_t part;
-    FASTSPEC_HD void choose() const { batches.choose(part); }
-    FASTSPEC_HD void fetch() const { batches.fetch(part); }
+    bool odd;
+    int64_t step;
+    int part;
+    FASTSPEC_HD void choose() const { batches.choose(step, part); }
+    FASTSPEC_HD void fetch() const { batches.fetch(odd, step, part); }
     FASTSPEC_HD void wait() const { batches.block.fetched(); }
   };
+  FASTSPEC_HD Next after(bool odd, int64_t step, int part) const {
+    const bool same = part + 1 < parts;
+    return {*this, !odd, same ? step : step + 1, same ? part + 1 : 0};
+  }
 
-  // Makes part `part` the first of a series, once a barrier has followed.
-  FASTSPEC_HD void begin(int64_t part) const {
-    choose(part);
+  // Makes the first part of a step the first of a series, once a barrier has followed.
+  FASTSPEC_HD void begin(int64_t step) const {
+    choose(step, 0);
     block.sync();
-    fetch(part);
+    fetch(step * parts % 2, step, 0);
     block.fetched();
   }
 };

@@ -19,23 +19,39 @@ struct Limits {
   int64_t ranks;         // blocks of a cluster
 };
 
+// Fours of samples in a row of activations; which row an item of a block's work is in, without a division.
+struct Quads {
+  int count;
+  uint32_t magic;  // exact as long as items * count < 2^32
+  FASTSPEC_HD int of(int item) const { return int(uint64_t(uint32_t(item)) * magic >> 32); }
+};
+
 enum class Placement { shared, activations_shared, global };
 
 struct Plan {
-  int64_t groups;      // of nodes, whose outputs are summed apart, so that results do not depend on the ranks
+  int64_t groups;  // of nodes, whose outputs are summed apart, so that results do not depend on the ranks
+  int64_t slices;  // of inputs, and of outputs, whose terms of a node are summed apart, so that more threads sum
+  int groups_log, slices_log;
   int64_t ranks;       // blocks that share the student's nodes
   int64_t most_nodes;  // of one block
   int64_t part, wide;  // samples that are in memory at a time, the same to whole tiles
   int64_t tile;        // samples of a register tile
   int64_t row;         // values between rows of activations
-  int64_t threads;     // of a block
-  bool sums;           // of gradients, beside the weights
+  Quads quads;
+  int64_t threads;  // of a block
+  bool sums;        // of gradients, beside the weights
   Placement placement;
   int64_t shared_bytes, global_bytes;  // of a block
 };
 
-constexpr int64_t least_threads = 128, most_threads = 256, most_part = 64, most_groups = 16, group_nodes = 64;
+constexpr int64_t most_part = 64, most_groups = 16, group_nodes = 32, most_slices = 16;
+
+// Threads of a block whose registers hold a tile of these values.
+FASTSPEC_HD constexpr int64_t most_threads(int64_t value_bytes, bool resident) {
+  return value_bytes == 4 && resident ? 512 : 256;
+}
 constexpr int64_t loss_slots = 32;
+constexpr int64_t narrow_nodes = 10, broad_nodes = 128;  // where more threads no longer help; where they begin to
 
 // The first node of a group.
 FASTSPEC_HD constexpr int64_t group_begin(int64_t nodes, int64_t groups, int64_t group) {
@@ -54,20 +70,22 @@ template <typename T>
 struct Pair {
   T* first;
   int64_t distance;
-  FASTSPEC_HD T* of(int64_t part) const { return first + part % 2 * distance; }
+  FASTSPEC_HD T* of(bool odd) const { return odd ? first + distance : first; }
 };
 
 template <typename T>
 struct Arrays {
   Network<T> weights, sums, saved, saved_sums;
-  Pair<T> x;          // [d + 1, row], the last row 1
-  Pair<T> residual;   // [C, row]; before, the targets
-  T* hidden;          // [most_nodes + 1, row], 1 in the row after the last node
-  T* gradient;        // [most_nodes, row]; before, the outputs of each group [groups / ranks, C, row]
-  T* teacher_hidden;  // [teacher_nodes, row]
-  int64_t* rows;      // [part]: which samples
-  double* loss;       // [loss_slots], and the sum over the parts of a batch
-  int32_t* bad;       // whether the last batch's loss was beyond the limit
+  Pair<T> x;         // [d + 1, row], the last row 1
+  Pair<T> residual;  // [C, row]; before, the targets
+  T* hidden;         // [most_nodes + 1, row], 1 in the row after the last node
+  T* partial;  // sums of each slice [slices, nodes, row] or group [groups / ranks, C, row]; gradients [nodes, row]
+  T* squares;  // [C, quads] of residuals
+  T* teacher_hidden;     // [teacher_nodes, row]
+  int64_t* rows;         // [2, wide]: where the next samples begin in x and y
+  double* loss;          // [loss_slots], then the sum over the parts of a batch
+  double *limit, *rate;  // of the sum over a batch of squared residuals; of learning
+  int32_t* bad;          // whether the last batch's loss was beyond the limit
 };
 
 // Hands out aligned pieces of a memory; without one it only counts.
@@ -95,8 +113,9 @@ FASTSPEC_HD Network<T> lay_out_network(const Shape& shape, const Plan& plan, Pie
 template <typename T, bool resident>
 FASTSPEC_HD Arrays<T> lay_out(const Shape& shape, const Plan& plan, Pieces& shared, Pieces& global) {
   Arrays<T> a{};
-  a.loss = shared.take<double>(loss_slots + 1), a.bad = shared.take<int32_t>(1);
-  a.rows = shared.take<int64_t>(plan.part);
+  a.loss = shared.take<double>(loss_slots + 3), a.limit = a.loss + loss_slots + 1, a.rate = a.limit + 1;
+  a.bad = shared.take<int32_t>(1);
+  a.rows = shared.take<int64_t>(2 * plan.wide);
   Pieces& near = resident ? shared : global;
   a.weights = lay_out_network<T>(shape, plan, near), a.saved = lay_out_network<T>(shape, plan, global);
   if (plan.sums) a.sums = lay_out_network<T>(shape, plan, near);
@@ -109,7 +128,8 @@ FASTSPEC_HD Arrays<T> lay_out(const Shape& shape, const Plan& plan, Pieces& shar
   };
   a.x = pair(shape.inputs + 1), a.residual = pair(shape.outputs);
   a.hidden = rest.take<T>((plan.most_nodes + 1) * plan.row);
-  a.gradient = rest.take<T>(larger(plan.most_nodes, plan.groups / plan.ranks * shape.outputs) * plan.row);
+  const int64_t sums = larger(plan.slices * plan.most_nodes, plan.groups / plan.ranks * shape.outputs);
+  a.partial = rest.take<T>(sums * plan.row), a.squares = rest.take<T>(shape.outputs * plan.quads.count);
   if (fresh) a.teacher_hidden = rest.take<T>(shape.teacher_nodes * plan.row);
   if (in_global) global.used = rest.used;
   if (!in_global) shared.used = rest.used;
@@ -129,16 +149,20 @@ inline void count_bytes_of(const Shape& shape, Plan& plan) {
 
 inline Plan plan_of(const Shape& shape, int64_t part, int64_t ranks, Placement placement) {
   Plan plan{};
-  plan.groups = 1;
-  while (plan.groups < most_groups && shape.nodes > group_nodes * plan.groups) plan.groups *= 2;
+  plan.groups = plan.slices = 1;
+  while (plan.groups < most_groups && shape.nodes > group_nodes * plan.groups) plan.groups *= 2, ++plan.groups_log;
   plan.ranks = smaller(ranks, plan.groups);
   plan.most_nodes = ceil_div(shape.nodes, plan.ranks);
   plan.part = part;
   plan.tile = ceil_div(part, 8) % 2 ? 8 : 16;
   plan.wide = round_up(part, plan.tile);
   plan.row = plan.wide + 16 / shape.value_bytes;  // rows of adjacent nodes, read together, lie in different banks
-  const int64_t items = ceil_div(plan.most_nodes, 2) * (plan.wide / (plan.tile / 2));
-  plan.threads = smaller(larger(round_up(items, 32), least_threads), most_threads);
+  plan.quads = {int(plan.wide / 4), uint32_t((int64_t{1} << 32) / (plan.wide / 4) + 1)};
+  const int64_t wanted = shape.value_bytes == 4 && shape.nodes > broad_nodes ? 512 : 256;
+  const int64_t items = ceil_div(shape.nodes, 2) * (plan.wide / (plan.tile / 2));
+  while (2 * plan.slices * items <= wanted && plan.slices < most_slices) plan.slices *= 2, ++plan.slices_log;
+  const int64_t most = most_threads(shape.value_bytes, placement == Placement::shared);
+  plan.threads = shape.nodes > narrow_nodes ? smaller(wanted, most) : 128;
   plan.sums = shape.momentum || part < shape.batch;
   plan.placement = placement;
   shape.value_bytes == 8 ? count_bytes_of<double>(shape, plan) : count_bytes_of<float>(shape, plan);

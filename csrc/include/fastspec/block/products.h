@@ -1,5 +1,6 @@
 // Products of small matrices by a block. A thread has two columns, which lie half of all columns apart, so that
 // adjacent threads read adjacent values; its sums stay in registers, and their order depends on nothing but the sizes.
+// Where a thread works does not change from step to step: the caller keeps it, as a division is long.
 #pragma once
 
 #include "fastspec/block/plan.h"
@@ -10,30 +11,43 @@ namespace block {
 template <typename T>
 struct Left {  // value (k, column) lies at data[k * depth_stride + column * column_stride]
   const T* data;
-  int64_t depth_stride, column_stride;
+  int depth_stride, column_stride;
 };
 
-struct Depth {
-  int64_t begin, end;
+struct Range {
+  int begin, end;
 };
 
-// sum[column, b] = sum over k of left(k, column) * right[k * row + b], for each of `parts` ranges of k, `depth(part)`;
-// store(part, column, b, sums) receives `samples` of them.
-template <int samples, typename T, typename Block, typename DepthOf, typename Store>
-FASTSPEC_HD void product(const Block& block, int parts, int columns, int wide, const Left<T>& left, const T* right,
-                         int64_t row, const DepthOf& depth, const Store& store) {
-  const int pairs = (columns + 1) / 2, sample_groups = wide / samples, items = parts * pairs * sample_groups;
-  for (int item = block.thread(); item < items; item += block.threads()) {
-    const int part = item / (pairs * sample_groups), rest = item - part * pairs * sample_groups;
-    const int b = rest / pairs * samples, column = rest % pairs, other = column + pairs;
-    const bool both = other < columns;
-    const Depth k = depth(part);
-    const T* l0 = left.data + k.begin * left.depth_stride + column * left.column_stride;
+// One of 2^log equal parts of a range.
+FASTSPEC_HD constexpr Range part_of(int size, int part, int log) {
+  return {int(int64_t{size} * part >> log), int(int64_t{size} * (part + 1) >> log)};
+}
+
+struct Place {  // which part of the sums, which column of the pair, which samples
+  int part, column, b;
+};
+
+template <int samples>
+FASTSPEC_HD Place place_of(int item, int columns, int wide) {
+  const int pairs = (columns + 1) / 2, rest = item / pairs, groups = wide / samples;
+  return {rest / groups, item - rest * pairs, rest % groups * samples};
+}
+
+// out[(part * columns + column) * row + b] = sum over k of left(k, column) * right[k * row + b], for each of `parts`
+// ranges of k, `depth(part)`. mine: the place of this thread's first item.
+template <int samples, typename T, typename Block, typename DepthOf>
+FASTSPEC_HD void product(const Block& block, Place mine, int parts, int columns, int wide, const Left<T>& left,
+                         const T* right, int row, const DepthOf& depth, T* out) {
+  const int pairs = (columns + 1) / 2, items = parts * pairs * (wide / samples);
+  for (int item = block.thread(); item < items;) {
+    const bool both = mine.column + pairs < columns;
+    const Range k = depth(mine.part);
+    const T* l0 = left.data + int64_t{k.begin} * left.depth_stride + mine.column * left.column_stride;
     const T* l1 = both ? l0 + pairs * left.column_stride : l0;
-    const T* r = right + k.begin * row + b;
+    const T* r = right + int64_t{k.begin} * row + mine.b;
     T sum0[samples] = {}, sum1[samples] = {};
 #pragma unroll 4
-    for (int64_t count = k.end - k.begin; count > 0; --count) {
+    for (int count = k.end - k.begin; count > 0; --count) {
       T values[samples];
       load(values, r);
       const T w0 = *l0, w1 = *l1;
@@ -41,42 +55,91 @@ FASTSPEC_HD void product(const Block& block, int parts, int columns, int wide, c
       for (int i = 0; i < samples; ++i) sum0[i] += w0 * values[i], sum1[i] += w1 * values[i];
       l0 += left.depth_stride, l1 += left.depth_stride, r += row;
     }
-    store(part, column, b, sum0);
-    if (both) store(part, other, b, sum1);
+    T* const to = out + (int64_t{mine.part} * columns + mine.column) * row + mine.b;
+    store(to, sum0);
+    if (both) store(to + pairs * row, sum1);
+    item += block.threads();
+    if (item < items) mine = place_of<samples>(item, columns, wide);
   }
 }
 
-// change(k, column, sum over b of rows[k * row + b] * scale * columns_of[column * row + b], first, last) for all k and
-// columns, `samples` of a row at a time: once for each of these passes, of which the first and the last are marked.
+// body(column, b, sums) of four samples at a time, the sums over `parts` parts of a product, in order.
+template <typename T, typename Block, typename Body>
+FASTSPEC_HD void combine(const Block& block, int parts, int columns, Quads quads, const T* partial, int row,
+                         const Body& body) {
+  const int64_t distance = int64_t{columns} * row;
+#pragma unroll 1
+  for (int item = block.thread(); item < columns * quads.count; item += block.threads()) {
+    const int column = quads.of(item), b = (item - column * quads.count) * 4;
+    const T* from = partial + int64_t{column} * row + b;
+    T sum[4];
+    load(sum, from);
+#pragma unroll 4
+    for (int part = 1; part < parts; ++part) {
+      T more[4];
+      from += distance;
+      load(more, from);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[i] += more[i];
+    }
+    body(column, b, sum);
+  }
+}
+
+struct Strip {  // a pair of columns of weights, and rows of them
+  int column, begin, end;
+};
+
+FASTSPEC_HD int strips_of(int columns, int rows, int threads) {  // of each pair of columns
+  return int(smaller((rows + 1) / 2, larger(1, threads / larger(1, (columns + 1) / 2))));
+}
+
+FASTSPEC_HD Strip strip_of(int item, int columns, int rows, int strips) {
+  const int pairs = int(larger(1, (columns + 1) / 2)), strip = item / pairs;
+  const int64_t twos = (rows + 1) / 2;
+  const int64_t begin = 2 * (twos * strip / strips), end = 2 * (twos * (strip + 1) / strips);
+  return {item - strip * pairs, int(begin), int(smaller(rows, end))};
+}
+
+// change(k, column, two_rows, two_columns, first, last, add) for pairs of rows k, k + 1 and of columns; add(sums) adds
+// to sums[r][c] the products over b of rows_of[(k + r) * row + b] and scale * columns_of[..], `samples` samples at a
+// time: once for each of these passes, of which the first and the last are marked. mine: this thread's first strip.
 template <int samples, typename T, typename Block, typename Change>
-FASTSPEC_HD void outer_product(const Block& block, int columns, int64_t rows, int wide, const T* columns_of, T scale,
-                               const T* rows_of, int64_t row, const Change& change) {
-  const int pairs = (columns + 1) / 2;
-  const int slices = int(smaller(rows, larger(1, block.threads() / larger(1, pairs))));
-  for (int item = block.thread(); item < pairs * slices; item += block.threads()) {
-    const int slice = item / pairs, column = item % pairs, other = column + pairs;
-    const bool both = other < columns;
+FASTSPEC_HD void outer_product(const Block& block, Strip mine, int columns, int rows, int wide, const T* columns_of,
+                               T scale, const T* rows_of, int row, const Change& change) {
+  const int pairs = (columns + 1) / 2, strips = strips_of(columns, rows, block.threads()), items = pairs * strips;
+  for (int item = block.thread(); item < items;) {
+    const bool both = mine.column + pairs < columns;
+#pragma unroll 1
     for (int b = 0; b < wide; b += samples) {
       T g0[samples], g1[samples];
-      load(g0, columns_of + int64_t{column} * row + b);
-      load(g1, columns_of + int64_t{both ? other : column} * row + b);
+      const T* const own = columns_of + int64_t{mine.column} * row + b;
+      load(g0, own);
+      load(g1, both ? own + pairs * row : own);
 #pragma unroll
       for (int i = 0; i < samples; ++i) g0[i] *= scale, g1[i] *= scale;
-      const bool first = b == 0, last = b + samples == wide;
-      const int64_t end = rows * (slice + 1) / slices;
-      for (int64_t k = rows * slice / slices; k < end; ++k) {
-        T sum0 = 0, sum1 = 0;
+      const T* r0 = rows_of + int64_t{mine.begin} * row + b;
+#pragma unroll 1
+      for (int k = mine.begin; k < mine.end; k += 2, r0 += 2 * row) {
+        const bool two = k + 1 < mine.end;
+        const T* const r1 = two ? r0 + row : r0;
+        change(k, mine.column, two, both, b == 0, b + samples == wide, [&](T(&sum)[2][2]) {
 #pragma unroll
-        for (int i = 0; i < samples; i += 4) {
-          T values[4];
-          load(values, rows_of + k * row + b + i);
+          for (int i = 0; i < samples; i += 4) {
+            T v0[4], v1[4];
+            load(v0, r0 + i);
+            load(v1, r1 + i);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) sum0 += values[j] * g0[i + j], sum1 += values[j] * g1[i + j];
-        }
-        change(k, column, sum0, first, last);
-        if (both) change(k, other, sum1, first, last);
+            for (int j = 0; j < 4; ++j) {
+              sum[0][0] += v0[j] * g0[i + j], sum[0][1] += v0[j] * g1[i + j];
+              sum[1][0] += v1[j] * g0[i + j], sum[1][1] += v1[j] * g1[i + j];
+            }
+          }
+        });
       }
     }
+    item += block.threads();
+    if (item < items) mine = strip_of(item, columns, rows, strips);
   }
 }
 

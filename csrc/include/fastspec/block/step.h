@@ -12,14 +12,13 @@ namespace block {
 template <typename T>
 struct StepRule {
   T momentum, weight_decay, slope;
-  double limit;
   bool bias, normalize, train_first, train_top;
 };
 
 // The part of a batch that a step is made of.
 struct Part {
-  int64_t number;  // counted over all steps
-  int64_t samples;
+  bool odd;  // in which half of the memory it is
+  int samples;
   bool first, last;  // of its batch
 };
 
@@ -30,7 +29,9 @@ struct Step {
   const Plan& plan;
   StepRule<T> rule;
   Arrays<T> a;
-  int nodes;  // of this block
+  int nodes;               // of this block
+  Place node, output;      // this thread's first tile of nodes, of outputs
+  Strip of_top, of_first;  // and of their weights
 
   // Weights change by sums of gradients: at once, or by way of `sums`, which are the momentum buffers or collect the
   // parts of a batch.
@@ -39,13 +40,8 @@ struct Step {
     bool first, last;  // part of the batch
   };
 
-  FASTSPEC_HD void change(T* weight, T* sum, T gradient, const Update& u, bool first, bool last) const {
-    first = first && u.first, last = last && u.last;
-    const T w = *weight;
-    if (!plan.sums) {
-      *weight = first ? u.decay * w + gradient : w + gradient;
-      return;
-    }
+  // What a weight becomes that changes by way of `sum`.
+  FASTSPEC_HD T changed(T w, T* sum, T gradient, const Update& u, bool first, bool last) const {
     const bool momentum = shape.momentum;
     if (!first) {
       gradient += *sum;
@@ -53,86 +49,139 @@ struct Step {
       gradient += rule.momentum * *sum - rule.weight_decay * w;
     }
     *sum = gradient;
-    if (last) *weight = momentum ? w + u.eta * gradient : u.decay * w + gradient;
+    if (!last) return w;
+    return momentum ? w + u.eta * gradient : u.decay * w + gradient;
   }
 
-  // hidden of a network whose first layer is given, and how it adds a bias.
-  template <typename Bias>
-  FASTSPEC_HD void hidden_layer(const Left<T>& first, int columns, int64_t depth, const T* x, T* hidden,
-                                const Bias& bias) const {
-    product<tile / 2>(
-        block, 1, columns, int(plan.wide), first, x, plan.row, [&](int) { return Depth{0, depth}; },
-        [&](int, int j, int b, T(&z)[tile / 2]) {
-          const T constant = bias(j);
+  // `columns` of weights, from `rows` of what they are given and `gradients` of what they give.
+  template <bool by_sums>
+  FASTSPEC_HD void learn(Strip mine, int columns, int rows, const T* gradients, T scale, const T* given, T* weights,
+                         T* sums, int stride, const Update& u) const {
+    const int pairs = (columns + 1) / 2;
+    outer_product<tile>(
+        block, mine, columns, rows, int(plan.wide), gradients, scale, given, int(plan.row),
+        [&](int k, int column, bool two_rows, bool two_columns, bool first, bool last, const auto& add) {
+          const int64_t at = int64_t{k} * stride + column;
+          const int right = two_columns ? pairs : 0, below = two_rows ? stride : 0;
+          T* const w = weights + at;
+          T sum[2][2] = {}, now[2][2] = {{w[0], w[right]}, {w[below], w[below + right]}};
+          add(sum);
+          if constexpr (by_sums) {
+            first = first && u.first, last = last && u.last;
+            T* const v = sums + at;
+            now[0][0] = changed(now[0][0], v, sum[0][0], u, first, last);
+            if (two_columns) now[0][1] = changed(now[0][1], v + right, sum[0][1], u, first, last);
+            if (two_rows) now[1][0] = changed(now[1][0], v + below, sum[1][0], u, first, last);
+            if (two_rows && two_columns) {
+              now[1][1] = changed(now[1][1], v + below + right, sum[1][1], u, first, last);
+            }
+          } else {
+            const T kept = first ? u.decay : T(1);
 #pragma unroll
-          for (int i = 0; i < tile / 2; ++i) {
-            const T value = z[i] + constant, low = rule.slope * value;
-            z[i] = low > value ? low : value;  // NaN stays NaN
+            for (int i = 0; i < 4; ++i) now[i / 2][i % 2] = kept * now[i / 2][i % 2] + sum[i / 2][i % 2];
           }
-          store(hidden + int64_t{j} * plan.row + b, z);
+          w[0] = now[0][0];
+          if (two_columns) w[right] = now[0][1];
+          if (two_rows) w[below] = now[1][0];
+          if (two_rows && two_columns) w[below + right] = now[1][1];
         });
+  }
+
+  template <bool by_sums>
+  FASTSPEC_HD void learn_all(const T* x, const T* residual, T scale, const Update& u) const {
+    const Network<T>&w = a.weights, &v = a.sums;
+    const int outputs = int(shape.outputs), inputs = int(shape.inputs);
+    if (rule.train_top) {
+      learn<by_sums>(of_top, outputs, nodes + rule.bias, residual, scale, a.hidden, w.top, v.top, int(top_row(shape)),
+                     u);
+    }
+    if (rule.train_first) {
+      learn<by_sums>(of_first, nodes, inputs + rule.bias, a.partial, T(1), x, w.first, v.first, int(first_row(plan)),
+                     u);
+    }
+  }
+
+  // The hidden activations in the place `hidden` of pre-activations in `parts` partial sums.
+  template <typename Bias>
+  FASTSPEC_HD void activate(int parts, int columns, const T* partial, T* hidden, const Bias& bias) const {
+    const int row = int(plan.row);
+    combine(block, parts, columns, plan.quads, partial, row, [&](int j, int b, T(&z)[4]) {
+      const T constant = bias(j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const T value = z[i] + constant, low = rule.slope * value;
+        z[i] = low > value ? low : value;  // NaN stays NaN
+      }
+      store(hidden + int64_t{j} * row + b, z);
+    });
   }
 
   // The outputs of the groups that another block has.
   FASTSPEC_HD const T* outputs_of(int rank) const {
-    if (plan.ranks == 1) return a.gradient;
-    if (plan.placement != Placement::global) return block.of_rank(a.gradient, rank);
+    if (plan.ranks == 1) return a.partial;
+    if (plan.placement != Placement::global) return block.of_rank(a.partial, rank);
     const int64_t distance = (rank - block.rank()) * plan.global_bytes;
-    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(a.gradient) + distance);
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(a.partial) + distance);
   }
 
   // Residuals in the place of the targets, from the outputs of all groups of nodes.
-  FASTSPEC_HD void residuals(T* residual, int64_t samples) const {
-    const int quads = int(plan.wide / 4), outputs = int(shape.outputs), own = int(plan.groups / plan.ranks);
+  FASTSPEC_HD void residuals(T* residual, int samples) const {
+    const int outputs = int(shape.outputs), own = int(plan.groups / plan.ranks), row = int(plan.row);
     const T* const bias = a.weights.top + nodes * top_row(shape);
-    for (int item = block.thread(); item < outputs * quads; item += block.threads()) {
-      const int c = item / quads, b = item % quads * 4;
-      const int64_t at = c * plan.row + b;
+#pragma unroll 1
+    for (int item = block.thread(); item < outputs * plan.quads.count; item += block.threads()) {
+      const int c = plan.quads.of(item), b = (item - c * plan.quads.count) * 4;
+      const int64_t at = int64_t{c} * row + b;
       T sum[4], r[4];
+      load(r, residual + at);
       const T constant = rule.bias ? bias[c] : T(0);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] = constant;
+#pragma unroll 1
       for (int rank = 0; rank < int(plan.ranks); ++rank) {
-        const T* groups = outputs_of(rank);
-        for (int group = 0; group < own; ++group) {
+        const T* group = outputs_of(rank) + at;
+#pragma unroll 4
+        for (int count = own; count > 0; --count) {
           T part[4];
-          load(part, groups + group * shape.outputs * plan.row + at);
+          load(part, group);
 #pragma unroll
           for (int i = 0; i < 4; ++i) sum[i] += part[i];
+          group += int64_t{outputs} * row;
         }
       }
-      load(r, residual + at);
 #pragma unroll
       for (int i = 0; i < 4; ++i) r[i] = b + i < samples ? r[i] - sum[i] : T(0);
       store(residual + at, r);
+      a.squares[item] = (r[0] * r[0] + r[1] * r[1]) + (r[2] * r[2] + r[3] * r[3]);
     }
   }
 
-  FASTSPEC_HD void sum_squares(const T* residual) const {
-    for (int slot = block.thread(); slot < loss_slots; slot += block.threads()) {
+  // By the threads that have least else to do.
+  FASTSPEC_HD void sum_squares() const {
+    const int count = int(shape.outputs) * plan.quads.count;
+#pragma unroll 1
+    for (int slot = block.threads() - 1 - block.thread(); slot < loss_slots; slot += block.threads()) {
       T sum = 0;
-      for (int64_t c = slot; c < shape.outputs; c += loss_slots) {
-        for (int b = 0; b < int(plan.wide); b += 4) {
-          T r[4];
-          load(r, residual + c * plan.row + b);
-          sum += (r[0] * r[0] + r[1] * r[1]) + (r[2] * r[2] + r[3] * r[3]);
-        }
-      }
+#pragma unroll 4
+      for (int i = slot; i < count; i += loss_slots) sum += a.squares[i];
       a.loss[slot] = double(sum);
     }
   }
 
   // Called by one thread.
   FASTSPEC_HD void judge(const Part& part) const {
-    double sum = part.first ? 0 : a.loss[loss_slots];
-    for (int slot = 0; slot < loss_slots; ++slot) sum += a.loss[slot];
+    double sums[4] = {part.first ? 0 : a.loss[loss_slots]};
+#pragma unroll
+    for (int slot = 0; slot < loss_slots; ++slot) sums[slot % 4] += a.loss[slot];
+    const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     a.loss[loss_slots] = sum;
-    if (part.last) *a.bad = !(sum / (2 * double(shape.batch)) <= rule.limit);
+    if (part.last) *a.bad = !(sum <= *a.limit);
   }
 
   // Divides each node's fan-in, without its bias, by its norm; a node of zeros stays.
   FASTSPEC_HD void normalize() const {
     const int64_t row = first_row(plan);
+#pragma unroll 1
     for (int j = block.thread(); j < nodes; j += block.threads()) {
       T square = 0;
       for (int64_t k = 0; k < shape.inputs; ++k) square += a.weights.first[k * row + j] * a.weights.first[k * row + j];
@@ -148,29 +197,32 @@ struct Step {
   FASTSPEC_HD void run(T eta, const Part& part, const Next& next) const {
     const T scale = (shape.momentum ? T(1) : eta) / T(shape.batch);
     const Update u{eta, T(1) - eta * rule.weight_decay, part.first, part.last};
-    const int wide = int(plan.wide), own = int(plan.groups / plan.ranks), outputs = int(shape.outputs);
-    const int64_t row = plan.row, in_row = first_row(plan), out_row = top_row(shape);
-    const T* const x = a.x.of(part.number);
-    T* const residual = a.residual.of(part.number);
-    const Network<T>&w = a.weights, &v = a.sums;
+    const int wide = int(plan.wide), row = int(plan.row), slices = int(plan.slices);
+    const int inputs = int(shape.inputs), outputs = int(shape.outputs), own = int(plan.groups / plan.ranks);
+    const int in_row = int(first_row(plan)), out_row = int(top_row(shape));
+    const T* const x = a.x.of(part.odd);
+    T* const residual = a.residual.of(part.odd);
+    const Network<T>& w = a.weights;
 
-    const auto bias = [&](int j) { return rule.bias ? w.first[shape.inputs * in_row + j] : T(0); };
-    hidden_layer({w.first, in_row, 1}, nodes, shape.inputs, x, a.hidden, bias);
+    product<tile / 2>(
+        block, node, slices, nodes, wide, {w.first, in_row, 1}, x, row,
+        [&](int slice) { return part_of(inputs, slice, plan.slices_log); }, a.partial);
     next.choose();
     block.sync();
 
+    activate(slices, nodes, a.partial, a.hidden,
+             [&](int j) { return rule.bias ? w.first[int64_t{inputs} * in_row + j] : T(0); });
     next.fetch();
-    const int64_t first_group = block.rank() * own, before = group_begin(shape.nodes, plan.groups, first_group);
+    block.sync();
+
+    const int first_group = block.rank() * own, before = part_of(int(shape.nodes), first_group, plan.groups_log).begin;
     product<tile / 2>(
-        block, own, outputs, wide, {w.top, out_row, 1}, a.hidden, row,
+        block, output, own, outputs, wide, {w.top, out_row, 1}, a.hidden, row,
         [&](int group) {
-          const int64_t g = first_group + group;
-          return Depth{group_begin(shape.nodes, plan.groups, g) - before,
-                       group_begin(shape.nodes, plan.groups, g + 1) - before};
+          const Range of_all = part_of(int(shape.nodes), first_group + group, plan.groups_log);
+          return Range{of_all.begin - before, of_all.end - before};
         },
-        [&](int group, int c, int b, const T(&sums)[tile / 2]) {
-          store(a.gradient + (int64_t{group} * outputs + c) * row + b, sums);
-        });
+        a.partial);
     block.sync_all();
 
     residuals(residual, part.samples);
@@ -178,33 +230,25 @@ struct Step {
 
     if (rule.train_first) {
       product<tile / 2>(
-          block, 1, nodes, wide, {w.top, 1, out_row}, residual, row, [&](int) { return Depth{0, outputs}; },
-          [&](int, int j, int b, T(&g)[tile / 2]) {
-            T hidden[tile / 2];
-            load(hidden, a.hidden + int64_t{j} * row + b);
-#pragma unroll
-            for (int i = 0; i < tile / 2; ++i) g[i] *= hidden[i] > 0 ? scale : rule.slope * scale;
-            store(a.gradient + int64_t{j} * row + b, g);
-          });
+          block, node, slices, nodes, wide, {w.top, 1, out_row}, residual, row,
+          [&](int slice) { return part_of(outputs, slice, plan.slices_log); }, a.partial);
     }
-    sum_squares(residual);
+    sum_squares();
     block.sync();
 
-    if (rule.train_top) {
-      outer_product<tile>(block, outputs, nodes + rule.bias, wide, residual, scale, a.hidden, row,
-                          [&](int64_t j, int c, T gradient, bool first, bool last) {
-                            const int64_t at = j * out_row + c;
-                            change(w.top + at, v.top + at, gradient, u, first, last);
-                          });
-    }
     if (rule.train_first) {
-      outer_product<tile>(block, nodes, shape.inputs + rule.bias, wide, a.gradient, T(1), x, row,
-                          [&](int64_t k, int j, T gradient, bool first, bool last) {
-                            const int64_t at = k * in_row + j;
-                            change(w.first + at, v.first + at, gradient, u, first, last);
-                          });
+      combine(block, slices, nodes, plan.quads, a.partial, row, [&](int j, int b, T(&g)[4]) {
+        T hidden[4];
+        load(hidden, a.hidden + int64_t{j} * row + b);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) g[i] *= hidden[i] > 0 ? scale : rule.slope * scale;
+        store(a.partial + int64_t{j} * row + b, g);
+      });
+      block.sync();
     }
-    if (block.thread() == 0) judge(part);
+
+    plan.sums ? learn_all<true>(x, residual, scale, u) : learn_all<false>(x, residual, scale, u);
+    if (block.thread() == block.threads() - 1) judge(part);
     next.wait();
     block.sync();
     if (rule.normalize && rule.train_first && part.last) {

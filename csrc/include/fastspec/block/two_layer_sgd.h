@@ -26,15 +26,24 @@ class Training {
   const Plan& plan_;
   Arrays<T> a_;
   StepRule<T> rule_;
-  int64_t student_, begin_;  // its first node of this block
-  int nodes_;
+  int student_, begin_, nodes_;  // the nodes of this block
   Step<T, tile, Block> step_;
   BatchReader<T, tile, Block> batches_;
 
   FASTSPEC_HD static StepRule<T> rule_of(const Rule& r) {
-    const double largest = sizeof(T) == sizeof(float) ? 3.4028234663852886e38 : 1.7976931348623157e308;
-    return {T(r.momentum), T(r.weight_decay), T(r.negative_slope), r.loss_limit < largest ? r.loss_limit : largest,
-            r.bias,        r.normalize,       !r.fixed_first,      !r.fixed_top};
+    return {T(r.momentum), T(r.weight_decay), T(r.negative_slope), r.bias, r.normalize, !r.fixed_first, !r.fixed_top};
+  }
+
+  // The limit of a batch's mean loss as one of its sum of squares; whatever it is, an infinite sum is beyond it.
+  FASTSPEC_HD double limit() const {
+    constexpr double largest = 1.7976931348623157e308, largest_loss = sizeof(T) == 4 ? 3.4028234663852886e38 : largest;
+    const double given = problem_.rule.loss_limit, factor = 2 * double(shape_.batch);
+    const double loss = given < largest_loss ? given : largest_loss;
+    return loss < largest / factor ? loss * factor : largest;
+  }
+
+  FASTSPEC_HD Strip strip(int columns, int rows) const {
+    return strip_of(block_.thread(), columns, rows, strips_of(columns, rows, block_.threads()));
   }
 
   // Calls body(given, own) for each value of this block's nodes in packed arrays and in `network`.
@@ -44,13 +53,16 @@ class Training {
     const int64_t in_row = first_row(plan_), out_row = top_row(shape_);
     T* const w1 = static_cast<T*>(packed.w1) + start * d;
     T* const w2 = static_cast<T*>(packed.w2) + start * outputs;
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < nodes_ * d; i += block_.threads()) {
       body(w1[i], network.first[i % d * in_row + i / d]);
     }
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < nodes_ * outputs; i += block_.threads()) {
       body(w2[i], network.top[i / outputs * out_row + i % outputs]);
     }
     T* const b1 = static_cast<T*>(packed.b1) + start;
+#pragma unroll 1
     for (int64_t j = block_.thread(); j < nodes_ * rule_.bias; j += block_.threads()) {
       body(b1[j], network.first[d * in_row + j]);
     }
@@ -60,6 +72,7 @@ class Training {
   template <typename Body>
   FASTSPEC_HD void each_top_bias(const Packed& packed, const Network<T>& network, const Body& body) const {
     T* const b2 = static_cast<T*>(packed.b2) + student_ * shape_.outputs;
+#pragma unroll 1
     for (int64_t c = block_.thread(); c < shape_.outputs * rule_.bias; c += block_.threads()) {
       body(b2[c], network.top[nodes_ * top_row(shape_) + c]);
     }
@@ -79,7 +92,9 @@ class Training {
   template <typename Body>
   FASTSPEC_HD void each(const Body& body) const {
     const int64_t first = (shape_.inputs + 1) * first_row(plan_), top = (plan_.most_nodes + 1) * top_row(shape_);
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < first; i += block_.threads()) body(&Network<T>::first, i);
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < top; i += block_.threads()) body(&Network<T>::top, i);
   }
   FASTSPEC_HD void clear(const Network<T>& n) const {
@@ -105,14 +120,12 @@ class Training {
 
   // False when the batch loss is beyond the limit or not finite; the weights have changed all the same.
   FASTSPEC_HD bool make_step(int64_t t) const {
-    const int64_t parts = batches_.parts();
-    const double factor = problem_.multipliers ? problem_.multipliers[t] : 1.0;
-    const T eta = T(factor * problem_.lr[student_]);
-    for (int64_t part = t * parts; part < (t + 1) * parts; ++part) {
-      batches_.draw(step_, part);
-      const bool first = part == t * parts, last = part == (t + 1) * parts - 1;
-      step_.run(eta, Part{part, batches_.samples(part), first, last},
-                typename BatchReader<T, tile, Block>::Next{batches_, part + 1});
+    const int parts = batches_.parts;
+    const T eta = T(problem_.multipliers ? problem_.multipliers[t] * *a_.rate : *a_.rate);
+    for (int part = 0; part < parts; ++part) {
+      const bool odd = (t * parts + part) % 2;
+      batches_.draw(step_, t, part);
+      step_.run(eta, Part{odd, batches_.samples(part), part == 0, part + 1 == parts}, batches_.after(odd, t, part));
     }
     return !*a_.bad;
   }
@@ -121,29 +134,23 @@ class Training {
   // finite, so that weights need no look at every step. A step that must not be is undone by making those before it
   // again, from the last copy of the weights.
   FASTSPEC_HD int64_t all_steps() const {
-    int64_t t = 0, saved = 0, stop = problem_.steps, diverged = -1;
-    bool again = true;
+    int64_t t = 0, stop = problem_.steps;
+    batches_.begin(t);
     for (;;) {
-      if (again) batches_.begin(t * batches_.parts());
-      again = false;
+      bool good = true;
       if (t % saved_steps == 0 || t == stop) {
-        if (finite()) {
-          if (t == stop) return diverged;
-          save(), saved = t;
-        } else if (t == 0) {
-          return 0;
-        } else {
-          diverged = stop = t - 1, again = true;
-        }
+        good = finite();
+        if (good && t == stop) return stop < problem_.steps ? stop : -1;
+        if (good) save();
+        if (!good && t-- == 0) return 0;
       }
-      if (!again) {
-        if (make_step(t)) {
-          ++t;
-          continue;
-        }
-        diverged = stop = t, again = true;
+      if (good && make_step(t)) {
+        ++t;
+        continue;
       }
-      restore(), t = saved;
+      stop = t, t -= t % saved_steps;
+      restore();
+      batches_.begin(t);
     }
   }
 
@@ -156,22 +163,34 @@ class Training {
         plan_(launch.plan),
         a_(arrays),
         rule_(rule_of(launch.problem.rule)),
-        student_(launch.students[index]),
-        begin_(group_begin(shape_.nodes, plan_.groups, block.rank() * (plan_.groups / plan_.ranks))),
+        student_(int(launch.students[index])),
+        begin_(int(group_begin(shape_.nodes, plan_.groups, block.rank() * (plan_.groups / plan_.ranks)))),
         nodes_(
             int(group_begin(shape_.nodes, plan_.groups, (block.rank() + 1) * (plan_.groups / plan_.ranks)) - begin_)),
-        step_{block_, shape_, plan_, rule_, a_, nodes_},
-        batches_{block_, problem_, shape_, plan_, a_, student_} {}
+        step_{block_,
+              shape_,
+              plan_,
+              rule_,
+              a_,
+              nodes_,
+              place_of<tile / 2>(block.thread(), nodes_, int(plan_.wide)),
+              place_of<tile / 2>(block.thread(), int(shape_.outputs), int(plan_.wide)),
+              strip(int(shape_.outputs), nodes_ + rule_.bias),
+              strip(nodes_, int(shape_.inputs) + rule_.bias)},
+        batches_{block_, problem_, shape_, plan_, a_, student_, int(ceil_div(shape_.batch, plan_.part))} {}
 
   FASTSPEC_HD void run() const {
     if (problem_.diverged_step[student_] >= 0) return;  // the same for all threads: only later is it written
     const bool momentum = shape_.momentum;
+    if (block_.thread() == 0) *a_.limit = limit(), *a_.rate = problem_.lr[student_];
     clear(a_.weights);
     if (plan_.sums) clear(a_.sums);
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < (shape_.inputs + 1) * plan_.row; i += block_.threads()) {
       const T value = i >= shape_.inputs * plan_.row ? T(1) : T(0);
       a_.x.of(0)[i] = value, a_.x.of(1)[i] = value;
     }
+#pragma unroll 1
     for (int64_t i = block_.thread(); i < plan_.row; i += block_.threads()) a_.hidden[nodes_ * plan_.row + i] = T(1);
     block_.sync();
     take(problem_.weights, a_.weights);
