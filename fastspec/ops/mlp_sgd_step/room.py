@@ -11,14 +11,14 @@ import triton
 from torch import Tensor
 
 from fastspec.ops.gpu.layout import on_device_of
-from fastspec.ops.mlp_sgd_step import shapes
-from fastspec.ops.mlp_sgd_step.kernels import (
+from fastspec.ops.gpu.mlp import (
     layer_kernel,
     loss_kernel,
     normalize_kernel,
     norms_kernel,
     update_kernel,
 )
+from fastspec.ops.mlp_sgd_step import shapes
 from fastspec.ops.mlp_sgd_step.reference import layers_of
 from fastspec.ops.mlp_sgd_step.shapes import GRAIN, Layout, Tiles, padded
 
@@ -91,7 +91,9 @@ class Room:
         self.losses = zeros(self.steps, students + students % 2, dtype=torch.float64)
         norms = students * layout.layers
         self.norms = zeros(self.steps, norms + norms % 2, dtype=torch.float64) if problem.gradient_norms else None
-        self.squares = zeros(students, len(self.tables.updates), dtype=torch.float64) if problem.gradient_norms else None
+        self.squares = (
+            zeros(students, len(self.tables.updates), dtype=torch.float64) if problem.gradient_norms else None
+        )
         self.count = torch.arange(self.steps, device=problem.device)
         self.diverged = zeros(students, dtype=torch.int64)
         products = [self._product(i, down) for i in range(layout.layers) for down in ((False, True) if i else (False,))]
@@ -158,7 +160,10 @@ class Room:
         layout, tiles = self.problem.layout, self.layer
         terms, width = layout.padded[i + down], layout.padded[i + 1 - down]
         chunk = shapes.chunk_of(tiles, layout.batch, terms, width)
-        splits, here = triton.cdiv(terms, chunk), triton.cdiv(layout.batch, tiles.rows) * triton.cdiv(width, tiles.nodes)
+        splits, here = (
+            triton.cdiv(terms, chunk),
+            triton.cdiv(layout.batch, tiles.rows) * triton.cdiv(width, tiles.nodes),
+        )
         divided = splits > 1
         return {"chunk": chunk, "splits": splits, "programs": here * splits, "room": (here * splits * divided, here)}
 

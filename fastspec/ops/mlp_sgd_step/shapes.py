@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -42,8 +41,8 @@ def chunk_of(tiles: Tiles, batch: int, terms: int, width: int) -> int:
     It depends on the shape of one student alone, as its bits must.
     """
     programs = -(-batch // tiles.rows) * -(-width // tiles.nodes)
-    parts = max(1, min(terms // SHORTEST, PROGRAMS // programs))
-    return -(-terms // (parts * tiles.inner)) * tiles.inner
+    least = max(-(-terms // max(PROGRAMS // programs, 1)), SHORTEST)
+    return min(-(-least // tiles.inner), -(-terms // tiles.inner)) * tiles.inner
 
 
 def padded(width: int) -> int:
@@ -89,7 +88,7 @@ class Layout:
     def bias_of(self, layer: int) -> int:
         return self.weights[layer] + self.padded[layer] * self.padded[layer + 1]
 
-    def updates(self, nodes: int, inputs: int) -> list[Sequence[int]]:
+    def updates(self, nodes: int, inputs: int) -> list[list[int]]:
         """The table of updates: a row for each tile of each weight matrix.
 
         Offsets and padded widths are in grains; the last two numbers say which tile of its matrix it is.
@@ -115,7 +114,7 @@ class Layout:
         each = [-(-o // nodes) * -(-i // inputs) for i, o in pairwise(self.widths)]
         return [0, *accumulate(each)]
 
-    def hidden(self, nodes: int) -> list[Sequence[int]]:
+    def hidden(self, nodes: int) -> list[list[int]]:
         """For blocks of hidden nodes: where their layer's weight starts, its padded inputs (in grains), node, nodes."""
         return [
             [self.weights[layer] // GRAIN, self.padded[layer] // GRAIN, first, self.widths[layer + 1]]

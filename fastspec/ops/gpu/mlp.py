@@ -1,7 +1,8 @@
 """Triton kernels of `mlp_sgd_step`: products forward and backward, the loss, the update, norms.
 
-Prefixes as in `fastspec.ops.gpu.tiles`. Widths, strides and offsets named so come in units of GRAIN values, of which all
-are multiples; what lies beyond a true width is zero. A student that has stopped changes nothing.
+Prefixes as in `fastspec.ops.gpu.tiles`. Padded widths (`terms`, `width`, `inputs`), strides `s_` and offsets `o_` of
+arguments come in units of GRAIN values; what lies beyond a true width is zero. A student that has stopped changes
+nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,18 @@ def finish(
 
 
 @triton.jit(
-    do_not_specialize=["batch", "terms", "width", "nodes", "s_a", "s_parameters", "s_across", "s_out", "chunk", "splits"]
+    do_not_specialize=[
+        "batch",
+        "terms",
+        "width",
+        "nodes",
+        "s_a",
+        "s_parameters",
+        "s_across",
+        "s_out",
+        "chunk",
+        "splits",
+    ]
 )
 def layer_kernel(
     p_a,  # [P, terms, B]: activations below, or gradients above
@@ -111,11 +123,11 @@ def layer_kernel(
         tl.store(p_tiles + i_split * (NODES * ROWS) + o_part, b_z)
         tl.debug_barrier()  # all of this part is written before it is counted
         if tl.atomic_add(p_count + i_all, 1, sem="acq_rel") == splits - 1:
+            tl.store(p_count + i_all, 0)
             b_z = tl.zeros([NODES, ROWS], SUM)
-            for i in range(splits):
+            for i in tl.range(0, splits, loop_unroll_factor=3):
                 b_z += tl.load(p_tiles + i * (NODES * ROWS) + o_part, cache_modifier=".cg")
             finish(b_z, p_b, p_h, p_across, p_out, i_node, i_row, m_node, m_row, s_row, s_node, nodes, slope, HIDDEN)
-            tl.store(p_count + i_all, 0)
     else:
         finish(b_z, p_b, p_h, p_across, p_out, i_node, i_row, m_node, m_row, s_row, s_node, nodes, slope, HIDDEN)
 
