@@ -145,7 +145,7 @@ class _WithStep(nn.Module):
         self.model, self.lr = model, lr
 
     def forward(self, x: Tensor, y: Tensor) -> None:
-        parameters = dict(self.model.named_parameters())
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
 
         def loss(one: dict[str, Tensor]) -> Tensor:
             return (functional_call(self.model, one, (x,)) - y).square().sum(1).mean() / 2
