@@ -92,5 +92,5 @@ class DeepProblem:
 DEEP = (
     DeepProblem("deep-50-75-100-125x10", SS, 10, None, 96, 1e-5, compiled=True),
     DeepProblem("deep-10-15-20-25x10", LM, 10, None, 192, 1e-3),
-    DeepProblem("deep-10-15-20-25x10-students64", LM, 10, 64, 32, 1e-3),
+    DeepProblem("deep-10-15-20-25x10-students64", LM, 10, 64, 32, 1e-4),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,7 @@ class Steps:
 
 _kept: OrderedDict[tuple[Problem, int], Steps] = OrderedDict()
 _one_at_a_time = threading.Lock()
+atexit.register(_kept.clear)  # graphs must go while CUDA is there
 
 
 def mlp_sgd_step(
