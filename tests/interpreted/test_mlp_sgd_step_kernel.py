@@ -160,6 +160,14 @@ def test_gates_are_off_at_zero_and_a_node_of_norm_zero_stays():
     assert (layers_of(got.parameters, *rest[-2:])[0][0][0] == 0).all()
 
 
+def test_what_overflows_does_not_come_back_through_the_padding():
+    """An infinite activation times the zeros beyond the true widths would be NaN."""
+    _, y, flat, _, rows, *rest = problem([1, 1, 1], steps=1, dtype=torch.float32)
+    given = torch.full((30, 1), 3e38), y, torch.full_like(flat, 2.0), None, rows, *rest
+    got, want = run(kernels, given), run(reference, given)
+    assert got.loss.isposinf().all() and want.loss.isposinf().all() and got.diverged_step == 0
+
+
 def test_sums_have_parts_here():
     layout = shapes.Layout(tuple(DEEP), (True,) * 4, 11, True)
     tiles = shapes.layer_tiles(11, True)
