@@ -168,6 +168,14 @@ def test_what_overflows_does_not_come_back_through_the_padding():
     assert got.loss.isposinf().all() and want.loss.isposinf().all() and got.diverged_step == 0
 
 
+def test_a_student_whose_loss_is_nan_stops():
+    """Infinity minus infinity."""
+    _, y, flat, _, rows, *rest = problem([1, 2, 1], steps=1, dtype=torch.float32)
+    flat = torch.tensor([2.0, 2.0, 0.0, 0.0, 1.0, -1.0, 0.0])
+    got = run(kernels, (torch.full((30, 1), 3e38), y, flat, None, rows, *rest))
+    assert got.loss.isnan().all() and got.diverged_step == 0 and torch.equal(got.parameters, flat)
+
+
 def test_sums_have_parts_here():
     layout = shapes.Layout(tuple(DEEP), (True,) * 4, 11, True)
     tiles = shapes.layer_tiles(11, True)
