@@ -142,14 +142,14 @@ def test_in_a_graph_of_the_callers():
 
 
 @on_hardware
-@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
-def test_compiled(mode):
+@pytest.mark.parametrize("way", [{"backend": "aot_eager"}, {"mode": "reduce-overhead"}], ids=str)
+def test_compiled(way):
     x, y, flat, widths, rows = (t.to(DEVICE) if isinstance(t, Tensor) else t for t in problem(steps=20))
 
     def twice(flat: Tensor) -> Tensor:
         return mlp_sgd_step(2 * x, y, flat, widths, indices=rows, lr=0.01, check=False).parameters + 1
 
-    compiled, want = torch.compile(twice, fullgraph=True, mode=mode), twice(flat)
+    compiled, want = torch.compile(twice, fullgraph=True, **way), twice(flat)
     for _ in range(4):
         assert torch.equal(compiled(flat), want)
 

@@ -28,12 +28,13 @@ class Steps:
 
     def __init__(self, problem: Problem):
         self.room = Room(problem)
+        self.captures = self.room.work.is_cuda
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def make(self, steps: int) -> None:
         """The first time by launches, which compile the kernels; then by a graph that is captured at the second."""
         room = self.room
-        if not room.work.is_cuda or torch.cuda.is_current_stream_capturing():
+        if not self.captures or torch.cuda.is_current_stream_capturing():
             room.launch(steps)
             return
         graph = self.graphs.get(steps)
