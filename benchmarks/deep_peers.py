@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from fastspec import data, teachers
 from fastspec.networks import student_like
 from fastspec.ops.mlp_sgd_step import layers_of, mlp_sgd_step
+from fastspec.ops.mlp_sgd_step.in_place import Student
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def eager(t: Deep, *, fused: bool = False) -> Tensor:
 class Compiled:
     """The same with the model and its loss compiled, once for all calls."""
 
-    def __init__(self, t: Deep):
+    def __init__(self, t: Deep, mode: str | None = None):
         self.model = network_of(t, 0)
-        self.step = torch.compile(_WithLoss(self.model), dynamic=False)
+        self.step = torch.compile(_WithLoss(self.model), dynamic=False, mode=mode)
 
     def __call__(self, t: Deep) -> Tensor:
         done = []
@@ -91,6 +92,33 @@ class Compiled:
             self.model.load_state_dict(network_of(t, k).state_dict())
             done.append(_trained(t, self.model, self.step, False))
         return torch.stack(done) if t.parameters.dim() == 2 else done[0]
+
+
+class CompiledWhole:
+    """Loss, gradients and the step of SGD compiled as one function of a batch, once for all calls."""
+
+    def __init__(self, t: Deep, mode: str | None = None):
+        self.model = network_of(t, 0).requires_grad_(False)
+        self.step = torch.compile(_WithStep(self.model, t.lr), dynamic=False, mode=mode)
+
+    def __call__(self, t: Deep) -> Tensor:
+        done = []
+        for k in range(len(t.students)):
+            self.model.load_state_dict(network_of(t, k).state_dict())
+            for rows in t.indices:
+                self.step(t.x[rows], t.y[rows])
+            done.append(torch.cat([p.flatten() for p in self.model.parameters()]))
+        return torch.stack(done) if t.parameters.dim() == 2 else done[0]
+
+
+def by_hand(t: Deep) -> Tensor:
+    """The products as one writes them by hand into kept memory, the update in the product of the weight gradient."""
+    flat, batch = t.parameters.clone(), t.indices.shape[1]
+    student = Student(flat, None, batch, t.widths, [True] * (len(t.widths) - 1), 0.0)
+    for rows in t.indices:
+        x, y = (table[rows].expand(*flat.shape[:-1], -1, -1) for table in (t.x, t.y))
+        student.backward(x, student.forward(x) - y, 1.0, -t.lr / batch, None)
+    return flat
 
 
 def _trained(t: Deep, model: nn.Module, step: Callable[..., Tensor], fused: bool) -> Tensor:
@@ -109,6 +137,21 @@ class _WithLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return (self.model(x) - y).square().sum(1).mean() / 2
+
+
+class _WithStep(nn.Module):
+    def __init__(self, model: nn.Module, lr: float):
+        super().__init__()
+        self.model, self.lr = model, lr
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+
+        def loss(one: dict[str, Tensor]) -> Tensor:
+            return (functional_call(self.model, one, (x,)) - y).square().sum(1).mean() / 2
+
+        for name, g in grad(loss)(parameters).items():
+            parameters[name].sub_(g, alpha=self.lr)
 
 
 def vmapped(t: Deep) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,8 @@ from fastspec.ops.two_layer_sgd.simulation import H200, simulate
 CLOCK = 1.755e9  # of an H200 at work, for predictions
 SHAPE = {"inputs": INPUTS, "outputs": OUTPUTS, "batch": BATCH, "teacher_nodes": 0, "momentum": False}
 Call = Callable[[Training], Weights]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ class PopulationProblem:
         return self.steps * simulate(groups, H200).clocks / CLOCK
 
 
-def graphed(call: Call) -> Call:
-    """The call on one `Training`, captured once and replayed since."""
-    kept: dict[int, tuple[torch.cuda.CUDAGraph, Training, Weights]] = {}
+def graphed(call: Callable[[T], R]) -> Callable[[T], R]:
+    """The call on one problem, captured once and replayed since."""
+    kept: dict[int, tuple[torch.cuda.CUDAGraph, T, R]] = {}
 
-    def replay(t: Training) -> Weights:
+    def replay(t: T) -> R:
         if id(t) not in kept:
             call(t)
             torch.cuda.synchronize()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu.deep import DEEP, DeepProblem
 from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.networks import NetworkProblem
 from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
 
-Problem = LayerProblem | NetworkProblem | PopulationProblem
+Problem = LayerProblem | NetworkProblem | PopulationProblem | DeepProblem
 
 PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d20", 2**20, 20, 50, 500),
@@ -18,4 +19,5 @@ PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d1024", 2**20, 1024, 1024, 8192, narrow=False),
     LayerProblem("d4096", 2**17, 4096, 4096, 32_768, narrow=False),
     *POPULATIONS,
+    *DEEP,
 )

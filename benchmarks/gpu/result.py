@@ -115,13 +115,15 @@ def targets(cases: list[Entry]) -> list[Entry]:
 
 
 def _population_targets(name: str, cases: list[Entry]) -> list[Entry]:
-    """Over the best peer, and, where a device is full, of its rate."""
-    first, (_, over_best) = cases[0], best_peer(cases)
+    """Over the best peer, and, where a device is full, of its rate; of deep students over eager and the best other."""
+    first, (_, over_best) = cases[0], best_peer(cases, ("eager",) if "over_eager" in cases[0] else ())
     share = first["peers"][OURS].get("of_matrix_rate", math.nan)
     found = {
         "best peer": target("over the best peer", over_best, at_least=first["over_peers"], unit="x"),
         "rate": target("of the rate of products", share, at_least=0.35),
     }
+    if "over_eager" in first:
+        found["eager"] = target("over eager", ratio(first, "eager"), at_least=first["over_eager"], unit="x")
     full = first["shape"]["students"] > 1000
     return [
         {**row, "name": f"{name}: {row['name']}", "what": what} for what, row in found.items() if full or what != "rate"

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare import OURS, compare
+from benchmarks.gpu.deep import DeepProblem
 from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.populations import PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS, Problem
@@ -41,6 +42,8 @@ def items() -> list[str]:
 
 def precisions(problem: Problem) -> tuple[str, ...]:
     """At which a problem is measured."""
+    if isinstance(problem, DeepProblem):
+        return ("fp32",)
     if isinstance(problem, PopulationProblem):
         return ("fp32", "fp64")
     return ORDER if problem.narrow else ORDER[:-1]
@@ -83,7 +86,9 @@ def measure(problem: Problem, precision: str, compiled: bool, options: Options) 
     return {**entry, **found}
 
 
-def _tensors(result: Moments | Weights | list[CrossMoments]) -> list[torch.Tensor]:
+def _tensors(result: Moments | Weights | list[CrossMoments] | torch.Tensor) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
     if not isinstance(result, list):
         return list(result)
     return [tensor for moments in result for tensor in moments.tensors().values()]
@@ -114,8 +119,10 @@ def main() -> None:
             entry = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
         problem = problems[name]
         named = {**about(item), "narrow": problem.narrow}
-        if isinstance(problem, PopulationProblem):
+        if isinstance(problem, (PopulationProblem, DeepProblem)):
             named["over_peers"] = problem.over_peers
+        if isinstance(problem, DeepProblem):
+            named["over_eager"] = problem.over_eager
         result.add_case({**named, **entry, "seconds": time.perf_counter() - start})
         if args.device == "cuda":
             torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ from benchmarks import precision as precisions
 from benchmarks.compare import OURS
 from benchmarks.gpu import __main__ as command_line
 from benchmarks.gpu import parts, processes, worker
+from benchmarks.gpu.deep import DEEP, DeepProblem
 from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS
 from benchmarks.gpu.result import Result, best_peer, targets
@@ -34,7 +35,7 @@ class FixedRates(RateCalls):
         return NO_RATES
 
 
-LAYERS = [p for p in PROBLEMS if not isinstance(p, PopulationProblem)]
+LAYERS = [p for p in PROBLEMS if not isinstance(p, (PopulationProblem, DeepProblem))]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -63,6 +64,16 @@ def test_every_population_in_small(problem, precision):
     assert {"bmm", "bmm plain"} <= {name for name, peer in entry["best"].items() if peer in timed}
     assert entry["peers"][OURS]["error"]["weights"] < (1e-5 if precision == "fp32" else 1e-13)
     assert problem.predicted(precision) > problem.operations / 100e12
+
+
+@pytest.mark.parametrize("problem", DEEP, ids=lambda problem: problem.name)
+def test_every_deep_problem_in_small(problem):
+    entry = worker.measure(problem.small(), "fp32", False, Options(rounds=1, quick=True))
+    timed = {name for name, peer in entry["peers"].items() if peer.get("median_ms", 0) > 0}
+    assert {name for name, peer in entry["peers"].items() if "skipped" not in peer} == timed
+    assert {"eager", "torch graph"} <= {name for name, peer in entry["best"].items() if peer in timed}
+    assert entry["peers"][OURS]["error"]["weights"] < 1e-5 and entry["extra_bytes"] < 100e6
+    assert DEEP[0].operations == 96 * 2 * 64 * (3 * 2_510_000 - 20 * 500)
 
 
 def test_the_shapes_are_full_size():
@@ -124,6 +135,8 @@ def test_targets_of_narrow_and_of_wide_shapes():
 
 
 def test_targets_of_populations():
+    deep = {**case("r/fp32", eager=4.0, **{"torch graph": 2.5}), "over_peers": 2.0, "over_eager": 5.0}
+    assert verdicts([{**deep, "shape": {"students": 1}}]) == {"best peer": (2.5, True), "eager": (4.0, False)}
     few = {**case("s/fp32", bmm=11.0, jax=9.0), "over_peers": 10.0, "shape": {"students": 132}}
     assert verdicts([few]) == {"best peer": (9.0, False)}
     many = {**case("t/fp32", bmm=3.0), "over_peers": 2.0, "shape": {"students": 2304}}

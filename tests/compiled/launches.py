@@ -29,6 +29,8 @@ from fastspec.ops.gpu import accumulate, devices
 from fastspec.ops.layer_moments import plans
 from fastspec.ops.layer_moments import triton as layer_moments
 from fastspec.ops.linear_relu import triton as linear_relu
+from fastspec.ops.mlp_sgd_step import parameter_count, room
+from fastspec.ops.mlp_sgd_step import triton as mlp_sgd_step
 from fastspec.ops.precision import PRECISIONS
 
 BUDGETS = Path(__file__).with_name("budgets.json")
@@ -44,6 +46,11 @@ LAUNCHED = (
     (linear_relu, "linear_relu_kernel"),
     (linear_relu, "sum_blocks_kernel"),
     (backward_gram, "gram_kernel"),
+    (room, "layer_kernel"),
+    (room, "loss_kernel"),
+    (room, "update_kernel"),
+    (room, "norms_kernel"),
+    (room, "normalize_kernel"),
 )
 
 
@@ -61,8 +68,8 @@ class Launch(NamedTuple):
         attributes: dict[tuple[int], list] = {}
         compile_time = {p.name for p in self.kernel.params if p.is_constexpr}
         for i, name in enumerate(self.kernel.arg_names):
-            value = self.arguments[name]
-            if name in compile_time or value is None or (isinstance(value, int) and value == 1):
+            value, special = self.arguments[name], not self.kernel.params[i].do_not_specialize
+            if name in compile_time or value is None or (isinstance(value, int) and value == 1 and special):
                 signature[name], constants[name] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[name] = f"*{TYPES[value.dtype]}"
@@ -72,7 +79,7 @@ class Launch(NamedTuple):
                 signature[name] = self.kernel.params[i].annotation_type or "fp32"
             else:
                 signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0:
+                if value % 16 == 0 and special:
                     attributes[(i,)] = [["tt.divisibility", 16]]
         return ASTSource(self.kernel, signature, constants, attributes)
 
@@ -178,11 +185,33 @@ def _calls() -> dict[str, Launch]:
             gates = teacher[:, 0].clone(), student[:, :, 0].clone()
             backward_gram.backward_gram(teacher, gates[0], student, gates[1], True, False, precision)
         keep(f"gated and not, {precision}", launches, ("gram_kernel",))
+    for dtype in (torch.float64, torch.float32):
+        for what, batch, options in (("plain", 64, {}), ("labels and all options", 16, {"everything": True})):
+            with recorded() as launches:
+                mlp_sgd_step.mlp_sgd_step(*_deep(dtype, batch, **options))
+            for launch in launches:
+                given, parts = launch.arguments, []
+                if launch.kernel.__name__ == "layer_kernel":
+                    parts = ["down" if given["DOWN"] else "up", "hidden" if given["HIDDEN"] else "top"]
+                    parts += ["in parts"] if given["p_parts"] is not None else []
+                keep(", ".join([TYPES[dtype], what, *parts]), [launch], (launch.kernel.__name__,))
     distinct: dict[str, str] = {}  # many calls come to the same kernel
     for name in sorted(named):
         launch = named[name]
         distinct.setdefault(f"{launch.source().hash()} {launch.options}", name)
     return {name: named[name] for name in distinct.values()}
+
+
+def _deep(dtype: torch.dtype, batch: int, everything: bool = False) -> tuple[Any, ...]:
+    """A call of the largest student of Luck Matters' teachers at ten times their width."""
+    widths = [20, 500, 750, 1000, 1250, 100]
+    bias = [True] * 5
+    x, y = torch.zeros(200, 20, dtype=dtype), torch.zeros(200, 100, dtype=dtype)
+    parameters = torch.zeros(parameter_count(widths, bias), dtype=dtype)
+    rows, rates, diverged = torch.zeros(1, batch, dtype=torch.int64), torch.zeros(1).double(), torch.tensor(-1)
+    rule = (0.9, 0.1, 0.1, 1e9, True, True) if everything else (0.0, 0.0, 0.0, 1e9, False, False)
+    labels = torch.zeros(200, dtype=torch.int64)
+    return x, labels if everything else y, parameters, None, rows, rates, diverged, widths, bias, 0, *rule
 
 
 def _layer(m: int, dtype: torch.dtype, inputs: int = 100) -> tuple[torch.Tensor, ...]:

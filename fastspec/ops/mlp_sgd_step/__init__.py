@@ -63,6 +63,7 @@ library.define(
     "int[] widths, bool[] bias, int first_step, float momentum, float weight_decay, float negative_slope, "
     "float loss_limit, bool normalize, bool gradient_norms) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.mlp_sgd_step,
+    triton="fastspec.ops.mlp_sgd_step.triton:mlp_sgd_step",
     faster=in_place.mlp_sgd_step,
     fake=_fake,
 )

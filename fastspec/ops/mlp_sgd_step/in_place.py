@@ -14,7 +14,7 @@ close_gates = torch.ops.aten.threshold_backward.grad_input
 slope_gates = torch.ops.aten.leaky_relu_backward.grad_input
 
 
-class _Student:
+class Student:
     """One student, or P side by side: its layers, and room for a batch of activations and their gradients."""
 
     def __init__(
@@ -116,7 +116,7 @@ def mlp_sgd_step(
     losses = x.new_full((*population, steps), math.nan, dtype=torch.float64)
     norms = x.new_full((*population, steps, len(widths) - 1), math.nan, dtype=torch.float64)
     stopped = _Stopped(parameters, buffers if momentum else None, diverged)
-    student = _Student(parameters, buffers if momentum else None, batch, widths, bias, negative_slope)
+    student = Student(parameters, buffers if momentum else None, batch, widths, bias, negative_slope)
     limit = min(loss_limit, torch.finfo(torch.float64).max)
     rates = lr.tolist()
     for t, (inputs, answers) in enumerate(_Batches(x, y, indices, population)):
