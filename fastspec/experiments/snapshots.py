@@ -12,11 +12,12 @@ from torch import Tensor
 from fastspec.measure import measure
 from fastspec.networks import MLP
 from fastspec.population_measurement import PopulationMeasurement
-from fastspec.populations import Population
+from fastspec.populations import Group, Population
 from fastspec.statistics import best, rank_of
 from fastspec.workers import one_thread, workers
 
 GRADIENT_SAMPLES = 512  # at a time
+GRADIENT_VALUES = 2**24  # at a time, of the students of a width on a GPU
 
 
 class Width(NamedTuple):
@@ -110,21 +111,26 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
     the root mean square over samples of its norm, gradient_rms, [P] float64.
     """
     teacher, students = _beside(x, teacher, students)
+    on_cpu, slope = x.device.type == "cpu", teacher.negative_slope
     largest, squares = (torch.zeros(len(students), dtype=torch.float64, device=x.device) for _ in range(2))
-    slope, samples = teacher.negative_slope, GRADIENT_SAMPLES if x.device.type == "cpu" else len(x)
 
-    def one(k: int) -> None:
-        (w1, b1), (w2, b2) = students.weights(k)
+    def some(group: Group) -> None:
+        indices, w1, b1, w2, b2 = group
+        here = indices.to(x.device)
+        samples = GRADIENT_SAMPLES if on_cpu else max(GRADIENT_SAMPLES, GRADIENT_VALUES // b1.numel())
         for part, answer in zip(x.split(samples), y.split(samples), strict=True):
-            z = torch.addmm(b1, part, w1.mT)  # [samples, n]
+            z = torch.baddbmm(b1.unsqueeze(1), part.expand(len(b1), -1, -1), w1.mT)  # [students, samples, n]
             gate = torch.where(z > 0, 1.0, slope).to(z)
-            g = gate * ((answer - torch.addmm(b2, gate * z, w2.mT)) @ w2)
-            largest[k] = torch.maximum(largest[k], g.abs().max())
-            squares[k] += g.double().square().sum()
+            g = gate * ((answer - torch.baddbmm(b2.unsqueeze(1), gate * z, w2.mT)) @ w2)
+            largest[here] = torch.maximum(largest[here], g.abs().amax((1, 2)).double())
+            squares[here] += g.double().square().sum((1, 2))
 
-    with workers(len(students) if x.device.type == "cpu" else 1) as spread:
+    groups = list(students.groups())
+    if on_cpu:  # one student at a time stays in a core's cache
+        groups = [Group(*(t[k : k + 1] for t in group)) for group in groups for k in range(len(group.indices))]
+    with workers(len(groups) if on_cpu else 1) as spread:
         y = teacher(x)
-        spread(one, range(len(students)))
+        spread(some, groups)
     return {"gradient_max": largest.cpu(), "gradient_rms": (squares / len(x)).sqrt().cpu()}
 
 
