@@ -47,6 +47,7 @@ inline Launch launch_from(const pybind11::dict& fields) {
   launch.shape = shape_from(f), launch.plan = plan_from(launch.shape, f);
   launch.students = f.address<const int64_t>("students"), launch.count = f.size("count");
   launch.memory = f.address<char>("memory");
+  launch.shared_bytes = larger(launch.plan.shared_bytes, f.size("shared_bytes"));
   TrainingProblem& p = launch.problem;
   p.scalar = launch.shape.value_bytes == 8 ? Scalar::f64 : Scalar::f32;
   p.samples = f.size("samples"), p.inputs = launch.shape.inputs, p.outputs = launch.shape.outputs;

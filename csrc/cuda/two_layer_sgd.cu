@@ -47,13 +47,13 @@ const char* launch_two_layer_sgd(const Launch& launch, void* stream) {
                                                              : (wide ? kernel<float, 16> : kernel<float, 8>)(resident);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(launch.count * plan.ranks)), config.blockDim = dim3(unsigned(plan.threads));
-  config.dynamicSmemBytes = size_t(plan.shared_bytes), config.stream = static_cast<cudaStream_t>(stream);
+  config.dynamicSmemBytes = size_t(launch.shared_bytes), config.stream = static_cast<cudaStream_t>(stream);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {unsigned(plan.ranks), 1, 1};
   if (plan.ranks > 1) config.attrs = &cluster, config.numAttrs = 1;
   cudaError_t status =
-      cudaFuncSetAttribute(chosen, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes));
+      cudaFuncSetAttribute(chosen, cudaFuncAttributeMaxDynamicSharedMemorySize, int(launch.shared_bytes));
   if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, chosen, launch);
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
 }

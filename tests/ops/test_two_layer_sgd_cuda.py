@@ -21,7 +21,7 @@ from test_two_layer_sgd_kernel import (  # noqa: F401  the tests of the CPU kern
 
 from fastspec.ops.two_layer_sgd import Trained, cuda, schedule, two_layer_sgd
 from fastspec.ops.two_layer_sgd.schedule import plan
-from fastspec.ops.two_layer_sgd.simulation import H200, Device
+from fastspec.ops.two_layer_sgd.simulation import H200, Cost, Device
 
 host = pytest.importorskip("fastspec._host", reason="no native code")
 
@@ -30,9 +30,18 @@ TINY = Device(100, 10**7, 2000, 8)  # all but the narrowest have everything ther
 SHAPE = {"inputs": 9, "outputs": 5, "batch": 16, "teacher_nodes": 0, "value_bytes": 4, "momentum": False}
 
 
-def emulated(device: Device = H200, threads: int = 1) -> torch.library.Library:
-    """While it lives, the op's tensors of the CPU go to the CUDA kernel's driver, and from there to emulated blocks."""
-    runner = cuda.Runner(lambda launch, stream: host.two_layer_emulate(launch, threads), device)
+def emulated(device: Device = H200, threads: int = 1, seen: list | None = None) -> torch.library.Library:
+    """While it lives, the op's tensors of the CPU go to the CUDA kernel's driver, and from there to emulated blocks.
+
+    seen: gets every launch.
+    """
+
+    def run(launch: dict, stream: int) -> None:
+        host.two_layer_emulate(launch, threads)
+        if seen is not None:
+            seen.append(launch)
+
+    runner = cuda.Runner(run, device)
     library = torch.library.Library("fastspec", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # of an override, which is meant
@@ -58,7 +67,8 @@ def train(device: Device, threads: int, *given, **settings) -> Trained:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_threads_and_ranks_change_nothing(dtype, options, monkeypatch):
     """To the last bit, as long as the parts of a batch are the same."""
-    monkeypatch.setattr(schedule, "CLUSTER_BARRIER", 0)  # so that a student gets all the blocks it may have
+    nodes = lambda _, plan: Cost(plan["most_nodes"], plan["most_nodes"])  # noqa: E731
+    monkeypatch.setattr(schedule, "cost", nodes)  # so that a student gets all the blocks it may have
     schedule.arrange.cache_clear()
     widths = [3, 100, 260]
     given = problem(widths, n=30, d=9, c=5, dtype=dtype)
@@ -112,3 +122,14 @@ def test_what_the_tests_above_ran_on():
     assert placements(H200) == {"shared"}
     assert placements(SMALL) == {"shared", "activations shared", "global"}
     assert placements(TINY) == {"global"}
+
+
+@pytest.mark.parametrize("students", [100, 101])
+def test_students_that_are_no_more_than_multiprocessors_get_one_each(students):
+    launches: list[dict] = []
+    library = emulated(SMALL, 1, launches)
+    widths = [1 + k % 2 for k in range(students)]
+    two_layer_sgd(*problem(widths, n=5, d=2, c=2), steps=1, batch_size=2, **tables(students, 0.01))
+    library._destroy()
+    asked = [launch["shared_bytes"] for launch in launches]
+    assert asked == [SMALL.block_shared_bytes if students <= SMALL.multiprocessors else 0] * 2

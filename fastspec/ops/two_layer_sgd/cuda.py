@@ -136,7 +136,11 @@ def _addresses(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _launch_all(runner: Runner, groups: tuple[Group, ...], fields: dict[str, Any], device: torch.device) -> None:
-    """Launch every group beside the others, longest blocks first; whatever is queued after waits for all of them."""
+    """Launch every group beside the others, longest blocks first; whatever is queued after waits for all of them.
+
+    Blocks that are no more than the multiprocessors ask for so much memory that each gets one for itself.
+    """
+    alone = sum(len(g.students) * g.plan["ranks"] for g in groups) <= runner.device.multiprocessors
     kept = []  # memory of the launches, until they are queued
     on_gpu = device.type == "cuda"
     streams = _streams(device)[: len(groups)] if on_gpu else []
@@ -152,6 +156,7 @@ def _launch_all(runner: Runner, groups: tuple[Group, ...], fields: dict[str, Any
                 "students": students.data_ptr(),
                 "count": len(group.students),
                 "memory": memory.data_ptr(),
+                "shared_bytes": runner.device.block_shared_bytes if alone else 0,
             }
             if on_gpu:
                 streams[i % STREAMS].wait_stream(torch.cuda.current_stream(device))

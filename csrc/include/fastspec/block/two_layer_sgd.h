@@ -13,7 +13,8 @@ struct Launch {
   Plan plan;
   const int64_t* students;  // [count]
   int64_t count;
-  char* memory;  // plan.global_bytes for each block
+  char* memory;          // plan.global_bytes for each block
+  int64_t shared_bytes;  // that each block asks for, at least those of the plan
 };
 
 template <typename T, int tile, typename Block>
