@@ -119,8 +119,8 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
     if weight.dim() == 2:
         return [list(stack)]
     samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if waits(weight.device) else (SLAB_SAMPLES, SLAB_BYTES)
-    slabs = math.ceil(len(weight) * samples * _bytes(stack) / most)
-    each = math.ceil(len(weight) / min(slabs, len(weight)))
+    slabs = math.ceil(len(weight) / max(1, most // (samples * _bytes(stack))))
+    each = math.ceil(len(weight) / slabs)
     return [
         [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
         for k in range(0, len(weight), each)

@@ -10,6 +10,8 @@ from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments
 from fastspec.ops.checks import check_finite, refuse
 
+ROWS = 16  # samples whose squares are summed at once, before they go to float64: short rows are slow
+
 
 class Running:
     """What has been measured so far.
@@ -66,4 +68,6 @@ def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Ten
     samples = student.dim() - teacher.dim()  # the axis
     residual = student.to(dtype) - teacher.to(dtype)
     rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
+    if rows.shape[-2] % ROWS == 0:
+        rows = rows.unflatten(-2, (-1, ROWS)).flatten(-2)
     return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2

@@ -2,6 +2,8 @@
 // against them. Who computes a panel does not change what is computed: results do not depend on the threads.
 #pragma once
 
+#include <type_traits>
+
 #include "cross_moments.h"
 #include "layer_moments.h"
 #include "workspace.h"
@@ -82,12 +84,35 @@ class OnePass {
     gather_panel(static_cast<const Stored*>(side.array.data), scratch.rows_at, rows, at, c.width, scratch.panel);
   }
 
+  // Rows of adjacent values from the panel: whole vectors, the last one over part of the one before, or a few pieces.
+  static void copy_row(const T* from, Stored* to, int count) {
+    if constexpr (std::is_same_v<T, Stored>) {
+      constexpr int lanes = Simd<T>::lanes;
+      if (count >= lanes) {
+        std::memcpy(to, from, lanes * sizeof(T));
+        std::memcpy(to + count - lanes, from + count - lanes, lanes * sizeof(T));
+        return;
+      }
+      const auto piece = [&](auto size) {
+        constexpr int values = decltype(size)::value;
+        if (!(count & values)) return;
+        std::memcpy(to, from, values * sizeof(T));
+        from += values, to += values;
+      };
+      piece(std::integral_constant<int, 8>{}), piece(std::integral_constant<int, 4>{});
+      piece(std::integral_constant<int, 2>{}), piece(std::integral_constant<int, 1>{});
+    } else {
+      for (int i = 0; i < count; ++i) to[i] = cast<Stored>(from[i]);
+    }
+  }
+
   void keep_activations(const Side& side, const Columns& c, int64_t first, int64_t rows, const T* panel) const {
     Stored* const out = static_cast<Stored*>(side.activation);
-    int64_t at[columns] = {};
-    for (int i = 0; i < c.width; ++i) at[i] = (c.network[i] * problem_.samples + first) * side.nodes + c.node[i];
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int i = 0; i < c.width; ++i) out[at[i] + r * side.nodes] = cast<Stored>(panel[r * columns + i]);
+    for (int i = 0; i < c.width;) {  // the nodes of one network after the other
+      const int count = int(clamp(side.nodes - c.node[i], 0, c.width - i));
+      Stored* to = out + (c.network[i] * problem_.samples + first) * side.nodes + c.node[i];
+      for (int64_t r = 0; r < rows; ++r, to += side.nodes) copy_row(panel + r * columns + i, to, count);
+      i += count;
     }
   }
 
