@@ -31,12 +31,12 @@ enum class Placement { shared, activations_shared, global };
 struct Plan {
   int64_t groups;  // of nodes, whose outputs are summed apart, so that results do not depend on the ranks
   int64_t slices;  // of inputs, and of outputs, whose terms of a node are summed apart, so that more threads sum
-  int groups_log, slices_log;
-  int64_t ranks;       // blocks that share the student's nodes
-  int64_t most_nodes;  // of one block
-  int64_t part, wide;  // samples that are in memory at a time, the same to whole tiles
-  int64_t tile;        // samples of a register tile
-  int64_t row;         // values between rows of activations
+  int groups_log, slices_log, own_groups;  // of one block
+  int64_t ranks;                           // blocks that share the student's nodes
+  int64_t most_nodes;                      // of one block
+  int64_t part, wide;                      // samples that are in memory at a time, the same to whole tiles
+  int64_t tile;                            // samples of a register tile
+  int64_t row;                             // values between rows of activations
   Quads quads;
   int64_t threads;  // of a block
   bool sums;        // of gradients, beside the weights
@@ -128,7 +128,7 @@ FASTSPEC_HD Arrays<T> lay_out(const Shape& shape, const Plan& plan, Pieces& shar
   };
   a.x = pair(shape.inputs + 1), a.residual = pair(shape.outputs);
   a.hidden = rest.take<T>((plan.most_nodes + 1) * plan.row);
-  const int64_t sums = larger(plan.slices * plan.most_nodes, plan.groups / plan.ranks * shape.outputs);
+  const int64_t sums = larger(plan.slices * plan.most_nodes, plan.own_groups * shape.outputs);
   a.partial = rest.take<T>(sums * plan.row), a.squares = rest.take<T>(shape.outputs * plan.quads.count);
   if (fresh) a.teacher_hidden = rest.take<T>(shape.teacher_nodes * plan.row);
   if (in_global) global.used = rest.used;
@@ -152,7 +152,7 @@ inline Plan plan_of(const Shape& shape, int64_t part, int64_t ranks, Placement p
   plan.groups = plan.slices = 1;
   while (plan.groups < most_groups && shape.nodes > group_nodes * plan.groups) plan.groups *= 2, ++plan.groups_log;
   plan.ranks = smaller(ranks, plan.groups);
-  plan.most_nodes = ceil_div(shape.nodes, plan.ranks);
+  plan.most_nodes = ceil_div(shape.nodes, plan.ranks), plan.own_groups = int(plan.groups / plan.ranks);
   plan.part = part;
   plan.tile = ceil_div(part, 8) % 2 ? 8 : 16;
   plan.wide = round_up(part, plan.tile);

@@ -90,56 +90,64 @@ struct Strip {  // a pair of columns of weights, and rows of them
   int column, begin, end;
 };
 
+template <typename T>
+constexpr int rows_at_once = sizeof(T) == 4 ? 4 : 2;  // of weights, as many sums as registers hold
+
+template <typename T>
 FASTSPEC_HD int strips_of(int columns, int rows, int threads) {  // of each pair of columns
-  return int(smaller((rows + 1) / 2, larger(1, threads / larger(1, (columns + 1) / 2))));
+  return int(smaller(ceil_div(rows, rows_at_once<T>), larger(1, threads / larger(1, (columns + 1) / 2))));
 }
 
+template <typename T>
 FASTSPEC_HD Strip strip_of(int item, int columns, int rows, int strips) {
+  constexpr int some = rows_at_once<T>;
   const int pairs = int(larger(1, (columns + 1) / 2)), strip = item / pairs;
-  const int64_t twos = (rows + 1) / 2;
-  const int64_t begin = 2 * (twos * strip / strips), end = 2 * (twos * (strip + 1) / strips);
+  const int64_t blocks = ceil_div(rows, some);
+  const int64_t begin = some * (blocks * strip / strips), end = some * (blocks * (strip + 1) / strips);
   return {item - strip * pairs, int(begin), int(smaller(rows, end))};
 }
 
-// change(k, column, two_rows, two_columns, first, last, add) for pairs of rows k, k + 1 and of columns; add(sums) adds
-// to sums[r][c] the products over b of rows_of[(k + r) * row + b] and scale * columns_of[..], `samples` samples at a
-// time: once for each of these passes, of which the first and the last are marked. mine: this thread's first strip.
+// change(k, count, column, two_columns, first, last, add) for `count` rows from k on, at most rows_at_once, and a pair
+// of columns; add(sums) adds to sums[r][c] the products over b of rows_of[(k + r) * row + b] and scale *
+// columns_of[..], `samples` samples at a time: once for each of these passes, of which the first and the last are
+// marked. mine: this thread's first strip.
 template <int samples, typename T, typename Block, typename Change>
 FASTSPEC_HD void outer_product(const Block& block, Strip mine, int columns, int rows, int wide, const T* columns_of,
                                T scale, const T* rows_of, int row, const Change& change) {
-  const int pairs = (columns + 1) / 2, strips = strips_of(columns, rows, block.threads()), items = pairs * strips;
+  constexpr int some = rows_at_once<T>;
+  const int pairs = (columns + 1) / 2, strips = strips_of<T>(columns, rows, block.threads()), items = pairs * strips;
   for (int item = block.thread(); item < items;) {
     const bool both = mine.column + pairs < columns;
 #pragma unroll 1
     for (int b = 0; b < wide; b += samples) {
-      T g0[samples], g1[samples];
+      T g[2][samples];
       const T* const own = columns_of + int64_t{mine.column} * row + b;
-      load(g0, own);
-      load(g1, both ? own + pairs * row : own);
+      load(g[0], own);
+      load(g[1], both ? own + pairs * row : own);
 #pragma unroll
-      for (int i = 0; i < samples; ++i) g0[i] *= scale, g1[i] *= scale;
-      const T* r0 = rows_of + int64_t{mine.begin} * row + b;
+      for (int i = 0; i < samples; ++i) g[0][i] *= scale, g[1][i] *= scale;
+      const T* from = rows_of + int64_t{mine.begin} * row + b;
 #pragma unroll 1
-      for (int k = mine.begin; k < mine.end; k += 2, r0 += 2 * row) {
-        const bool two = k + 1 < mine.end;
-        const T* const r1 = two ? r0 + row : r0;
-        change(k, mine.column, two, both, b == 0, b + samples == wide, [&](T(&sum)[2][2]) {
+      for (int k = mine.begin; k < mine.end; k += some, from += some * row) {
+        const int count = int(smaller(some, mine.end - k));
+        change(k, count, mine.column, both, b == 0, b + samples == wide, [&](T(&sum)[some][2]) {
 #pragma unroll
           for (int i = 0; i < samples; i += 4) {
-            T v0[4], v1[4];
-            load(v0, r0 + i);
-            load(v1, r1 + i);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              sum[0][0] += v0[j] * g0[i + j], sum[0][1] += v0[j] * g1[i + j];
-              sum[1][0] += v1[j] * g0[i + j], sum[1][1] += v1[j] * g1[i + j];
+            for (int r = 0; r < some; ++r) {
+              T value[4];
+              load(value, from + (r < count ? r : 0) * row + i);
+#pragma unroll
+              for (int j = 0; j < 4; ++j) {
+                sum[r][0] += value[j] * g[0][i + j], sum[r][1] += value[j] * g[1][i + j];
+              }
             }
           }
         });
       }
     }
     item += block.threads();
-    if (item < items) mine = strip_of(item, columns, rows, strips);
+    if (item < items) mine = strip_of<T>(item, columns, rows, strips);
   }
 }
 

@@ -58,33 +58,34 @@ struct Step {
   FASTSPEC_HD void learn(Strip mine, int columns, int rows, const T* gradients, T scale, const T* given, T* weights,
                          T* sums, int stride, const Update& u) const {
     const int pairs = (columns + 1) / 2;
-    outer_product<tile>(
-        block, mine, columns, rows, int(plan.wide), gradients, scale, given, int(plan.row),
-        [&](int k, int column, bool two_rows, bool two_columns, bool first, bool last, const auto& add) {
-          const int64_t at = int64_t{k} * stride + column;
-          const int right = two_columns ? pairs : 0, below = two_rows ? stride : 0;
-          T* const w = weights + at;
-          T sum[2][2] = {}, now[2][2] = {{w[0], w[right]}, {w[below], w[below + right]}};
-          add(sum);
-          if constexpr (by_sums) {
-            first = first && u.first, last = last && u.last;
-            T* const v = sums + at;
-            now[0][0] = changed(now[0][0], v, sum[0][0], u, first, last);
-            if (two_columns) now[0][1] = changed(now[0][1], v + right, sum[0][1], u, first, last);
-            if (two_rows) now[1][0] = changed(now[1][0], v + below, sum[1][0], u, first, last);
-            if (two_rows && two_columns) {
-              now[1][1] = changed(now[1][1], v + below + right, sum[1][1], u, first, last);
-            }
-          } else {
-            const T kept = first ? u.decay : T(1);
+    outer_product<tile>(block, mine, columns, rows, int(plan.wide), gradients, scale, given, int(plan.row),
+                        [&](int k, int count, int column, bool two_columns, bool first, bool last, const auto& add) {
+                          constexpr int some = rows_at_once<T>;
+                          const int64_t at = int64_t{k} * stride + column;
+                          const int right = two_columns ? pairs : 0;
+                          T* const w = weights + at;
+                          T sum[some][2] = {}, now[some][2];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) now[i / 2][i % 2] = kept * now[i / 2][i % 2] + sum[i / 2][i % 2];
-          }
-          w[0] = now[0][0];
-          if (two_columns) w[right] = now[0][1];
-          if (two_rows) w[below] = now[1][0];
-          if (two_rows && two_columns) w[below + right] = now[1][1];
-        });
+                          for (int r = 0; r < some; ++r) {
+                            const T* const there = w + (r < count ? r : 0) * stride;
+                            now[r][0] = there[0], now[r][1] = there[right];
+                          }
+                          add(sum);
+                          const T kept = first ? u.decay : T(1);
+#pragma unroll
+                          for (int r = 0; r < some; ++r) {
+                            const int below = r * stride;
+                            if (r >= count) break;
+#pragma unroll
+                            for (int c = 0; c < 2; ++c) {
+                              if (c && !two_columns) break;
+                              const int place = below + c * right;
+                              w[place] = by_sums ? changed(now[r][c], sums + at + place, sum[r][c], u, first && u.first,
+                                                           last && u.last)
+                                                 : kept * now[r][c] + sum[r][c];
+                            }
+                          }
+                        });
   }
 
   template <bool by_sums>
@@ -126,7 +127,7 @@ struct Step {
 
   // Residuals in the place of the targets, from the outputs of all groups of nodes.
   FASTSPEC_HD void residuals(T* residual, int samples) const {
-    const int outputs = int(shape.outputs), own = int(plan.groups / plan.ranks), row = int(plan.row);
+    const int outputs = int(shape.outputs), own = plan.own_groups, row = int(plan.row);
     const T* const bias = a.weights.top + nodes * top_row(shape);
 #pragma unroll 1
     for (int item = block.thread(); item < outputs * plan.quads.count; item += block.threads()) {
@@ -198,7 +199,7 @@ struct Step {
     const T scale = (shape.momentum ? T(1) : eta) / T(shape.batch);
     const Update u{eta, T(1) - eta * rule.weight_decay, part.first, part.last};
     const int wide = int(plan.wide), row = int(plan.row), slices = int(plan.slices);
-    const int inputs = int(shape.inputs), outputs = int(shape.outputs), own = int(plan.groups / plan.ranks);
+    const int inputs = int(shape.inputs), outputs = int(shape.outputs), own = plan.own_groups;
     const int in_row = int(first_row(plan)), out_row = int(top_row(shape));
     const T* const x = a.x.of(part.odd);
     T* const residual = a.residual.of(part.odd);

@@ -44,7 +44,7 @@ class Training {
   }
 
   FASTSPEC_HD Strip strip(int columns, int rows) const {
-    return strip_of(block_.thread(), columns, rows, strips_of(columns, rows, block_.threads()));
+    return strip_of<T>(block_.thread(), columns, rows, strips_of<T>(columns, rows, block_.threads()));
   }
 
   // Calls body(given, own) for each value of this block's nodes in packed arrays and in `network`.
@@ -165,9 +165,8 @@ class Training {
         a_(arrays),
         rule_(rule_of(launch.problem.rule)),
         student_(int(launch.students[index])),
-        begin_(int(group_begin(shape_.nodes, plan_.groups, block.rank() * (plan_.groups / plan_.ranks)))),
-        nodes_(
-            int(group_begin(shape_.nodes, plan_.groups, (block.rank() + 1) * (plan_.groups / plan_.ranks)) - begin_)),
+        begin_(int(group_begin(shape_.nodes, plan_.groups, block.rank() * plan_.own_groups))),
+        nodes_(int(group_begin(shape_.nodes, plan_.groups, (block.rank() + 1) * plan_.own_groups) - begin_)),
         step_{block_,
               shape_,
               plan_,
