@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
+// Of a function whose arguments would otherwise go through memory, among them what a lambda captures.
+#define FASTSPEC_INLINE __attribute__((always_inline))
+
 namespace fastspec {
 namespace FASTSPEC_ISA {
 
