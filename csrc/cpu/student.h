@@ -237,8 +237,14 @@ class Student {
   void change_top_bias(int64_t samples, const Update& u) const {
     const int64_t row = nodes * sizes_.fan_out;
     for (int64_t c = 0; c < sizes_.fan_out; c += S::lanes) {
+      const T* const at = part_.residual + c;
       V sum[4] = {};  // one chain of additions would be waited for
-      for (int64_t b = 0; b < samples; ++b) sum[b % 4] += S::load(part_.residual + b * sizes_.fan_out + c);
+      for (int64_t b = 0; b < samples; b += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          if (b + i < samples) sum[i] += S::load(at + (b + i) * sizes_.fan_out);
+        }
+      }
       change<at_once>(S{}, weights.top + row + c, sums.top + row + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), u);
     }
   }
