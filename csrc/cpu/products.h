@@ -85,8 +85,8 @@ FASTSPEC_INLINE inline void register_tile(const T* a, int64_t stride, const T* b
 // column, sums)` writes to have room for whole vectors. Where the last vector is at most half full, and vectors are
 // wide, it is one of half the width.
 template <int rows, Lie lie, int most = 2, typename T, typename Store>
-FASTSPEC_INLINE inline void block_product(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth, int64_t columns,
-                          const Store& store) {
+FASTSPEC_INLINE inline void block_product(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth,
+                                          int64_t columns, const Store& store) {
   constexpr int lanes = Simd<T>::lanes;
   constexpr bool halves = FASTSPEC_VECTOR_BYTES == 64;
   const int64_t rest = columns % lanes;

@@ -10,11 +10,14 @@ namespace FASTSPEC_ISA {
 
 constexpr int64_t part_samples = 64;
 
-// Blocks of rows. Where columns are samples, at 16 there is but one vector of them, and many rows keep the units busy;
-// rows of weights are long, and tiles of few rows and many vectors load least.
-constexpr bool wide_registers = FASTSPEC_VECTOR_BYTES == 64;  // and 32 of them
-constexpr int tall_rows = wide_registers ? 12 : 6;
-constexpr int flat_rows = 6, flat_vectors = wide_registers ? 4 : 2;
+// Blocks of rows, fastest as measured where there are 32 registers. Tall ones where columns are samples, of which 16
+// are one vector or two: many rows keep the units busy. Flat ones where they are weights: rows and vectors together.
+template <typename T>
+struct Blocks {
+  static constexpr bool wide = FASTSPEC_VECTOR_BYTES == 64, single = sizeof(T) == sizeof(float);
+  static constexpr int tall = !wide ? 6 : single ? 10 : 8;
+  static constexpr int flat = wide && !single ? 8 : 6, vectors = !wide ? 2 : single ? 4 : 3;
+};
 
 template <typename T>
 inline int64_t whole_vectors(int64_t count) {
@@ -42,7 +45,7 @@ struct Activations {
   T* residual;    // [part, fan_out]; the targets before the forward pass
   T* residual_t;  // [fan_out, wide]
   T* hidden;      // [n, wide]
-  T* gradient;    // [tall_rows, wide]
+  T* gradient;    // [tall block, wide]
 };
 
 template <typename T>
@@ -55,7 +58,7 @@ struct StepRule {
 template <typename T>
 inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
                          T slope, bool bias) {
-  by_rows<tall_rows>(nodes, [&](auto rows, int64_t j) FASTSPEC_INLINE {
+  by_rows<Blocks<T>::tall>(nodes, [&](auto rows, int64_t j) FASTSPEC_INLINE {
     const int64_t wide = s.wide;
     T* const hidden = a.hidden + j * wide;
     block_product<decltype(rows)::of, Lie::apart>(w.first + j * s.fan_in, s.fan_in, a.x_t, wide, s.inputs + bias,
@@ -70,8 +73,8 @@ inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, con
 template <typename T, typename Store>
 inline void top_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
                       const Store& store) {
-  by_rows<flat_rows>(samples, [&](auto rows, int64_t b) FASTSPEC_INLINE {
-    block_product<decltype(rows)::of, Lie::adjacent, flat_vectors>(
+  by_rows<Blocks<T>::flat>(samples, [&](auto rows, int64_t b) FASTSPEC_INLINE {
+    block_product<decltype(rows)::of, Lie::adjacent, Blocks<T>::vectors>(
         a.hidden + b, s.wide, w.top, s.fan_out, nodes, s.outputs,
         [=](auto v, int r, int64_t c, auto sums) FASTSPEC_INLINE { store(v, b + r, c, sums); });
   });
@@ -197,7 +200,7 @@ class Student {
   template <bool at_once, int rows>
   FASTSPEC_INLINE void change_rows(const T* left, const T* right, int64_t samples, int64_t fan, int64_t columns,
                                    T* weight, T* sum, Update u) const {
-    block_product<rows, Lie::apart, flat_vectors>(
+    block_product<rows, Lie::apart, Blocks<T>::vectors>(
         left, sizes_.wide, right, fan, samples, columns, [=](auto v, int r, int64_t c, auto gradient) FASTSPEC_INLINE {
           change<at_once>(v, weight + r * fan + c, sum + r * fan + c, gradient, u);
         });
@@ -224,9 +227,9 @@ class Student {
   // Backward pass and update, block by block, whose weights are read and written while they are near.
   template <bool at_once>
   void update(int64_t samples, const Update& u) const {
-    by_rows<tall_rows>(nodes, [&](auto tall, int64_t j) {
+    by_rows<Blocks<T>::tall>(nodes, [&](auto tall, int64_t j) {
       if (rule_.train_first) backward<decltype(tall)::of>(j, samples);
-      by_rows<flat_rows>(tall.of, [&](auto flat, int64_t at) {
+      by_rows<Blocks<T>::flat>(tall.of, [&](auto flat, int64_t at) {
         change_nodes<at_once, decltype(flat)::of>(j + at, part_.gradient + at * sizes_.wide, samples, u);
       });
     });
