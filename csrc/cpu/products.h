@@ -41,15 +41,6 @@ FASTSPEC_INLINE inline void by_rows(int64_t rows, const Body& body) {
 // How `a` lies in memory: `adjacent` rows, a[k * stride + r], or rows apart, a[r * stride + k].
 enum class Lie { apart, adjacent };
 
-template <typename T>
-inline auto low_half(typename Simd<T>::Vector v) {
-  if constexpr (Simd<T>::lanes == 16) {
-    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-  } else {
-    return __builtin_shufflevector(v, v, 0, 1, 2, 3);
-  }
-}
-
 // A tile of `vectors` vectors of columns, and one of half the width if `half`. Inlined, so that `store` is too.
 template <int rows, int vectors, bool half, Lie lie, typename T, typename Store>
 FASTSPEC_INLINE inline void register_tile(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth,
@@ -70,7 +61,11 @@ FASTSPEC_INLINE inline void register_tile(const T* a, int64_t stride, const T* b
       const typename S::Vector left = a[r * next + k * step] - typename S::Vector{};  // in all lanes, once
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[r][v] += left * right_at[v];
-      if constexpr (half) last[r] += low_half<T>(left) * right_last;
+      if constexpr (half) {
+        typename H::Vector low;
+        std::memcpy(&low, &left, sizeof low);
+        last[r] += low * right_last;
+      }
     }
   }
 #pragma GCC unroll 16
