@@ -23,6 +23,25 @@ struct BatchMemory {
   int64_t teacher_nodes;
 };
 
+// Copies a row, which is too short for a call: by vectors, of which the last two may overlap.
+template <typename T>
+inline void copy_row(const T* from, T* to, int64_t count) {
+  using S = Simd<T>;
+  if (count < S::lanes) {
+    for (int64_t c = 0; c < count; ++c) to[c] = from[c];
+    return;
+  }
+  for (int64_t c = 0; c + S::lanes < count; c += S::lanes) S::store(to + c, S::load(from + c));
+  S::store(to + count - S::lanes, S::load(from + count - S::lanes));
+}
+
+// Asks for a row that is needed a step later. Not for the first-level cache: few lines can be on their way to it at a
+// time, and weights come through it meanwhile.
+template <typename T>
+inline void prefetch_row(const T* row, int64_t count) {
+  for (int64_t c = 0; c < count; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 2);
+}
+
 // The batches of one student. Rows that are drawn or looked up are known a step ahead, so that they are on their way
 // while the step before is computed.
 template <typename T>
@@ -53,10 +72,10 @@ class BatchReader {
         }
       }
     }
-    const int64_t line = 64 / sizeof(T), near = sizes_.batch < part_samples ? sizes_.batch : part_samples;
+    const int64_t near = sizes_.batch < part_samples ? sizes_.batch : part_samples;
     for (int64_t i = 0; i < near; ++i) {
-      for (int64_t c = 0; c < sizes_.inputs; c += line) __builtin_prefetch(x_row(rows[i]) + c);
-      for (int64_t c = 0; c < sizes_.outputs; c += line) __builtin_prefetch(y_row(rows[i]) + c);
+      prefetch_row(x_row(rows[i]), sizes_.inputs);
+      prefetch_row(y_row(rows[i]), sizes_.outputs);
     }
   }
 
@@ -90,7 +109,7 @@ class BatchReader {
     const int64_t d = sizes_.inputs;
     if (kind_ != Kind::fresh) {
       for (int64_t b = 0; b < samples; ++b) {
-        std::memcpy(part_.x + b * sizes_.fan_in, x_row(row(first + b)), d * sizeof(T));
+        copy_row(x_row(row(first + b)), part_.x + b * sizes_.fan_in, d);
       }
       return;
     }
@@ -108,7 +127,7 @@ class BatchReader {
     for (int64_t b = 0; b < samples; ++b) {  // columns beyond the outputs stay zero
       T* const target = part_.residual + b * sizes_.fan_out;
       Simd<T>::store(target + sizes_.fan_out - Simd<T>::lanes, typename Simd<T>::Vector{});
-      if (kind_ != Kind::fresh) std::memcpy(target, y_row(row(first + b)), sizes_.outputs * sizeof(T));
+      if (kind_ != Kind::fresh) copy_row(y_row(row(first + b)), target, sizes_.outputs);
     }
     if (kind_ != Kind::fresh) return;
     const Network<T>& teacher = *memory_.teacher;

@@ -17,27 +17,23 @@ struct Count {
 // Rows of a block: as many sums of two vectors as registers hold, with room for operands.
 constexpr int block_rows = FASTSPEC_VECTOR_BYTES == 64 ? 8 : 6;
 
+// Calls body(Count<count>) for a count from 1 to `most`.
+template <int most, typename Body>
+FASTSPEC_INLINE inline void by_count(int64_t count, const Body& body) {
+  if constexpr (most > 0) {
+    if (count == most) return body(Count<most>{});
+    by_count<most - 1>(count, body);
+  }
+}
+
 // Calls body(Count<rows>, first) for blocks of rows of nearly equal size, so that none has very few.
 template <int most = block_rows, typename Body>
-inline void by_rows(int64_t rows, const Body& body) {
+FASTSPEC_INLINE inline void by_rows(int64_t rows, const Body& body) {
   const int64_t blocks = (rows + most - 1) / most;
   int64_t first = 0;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t size = rows / blocks + (block < rows % blocks);
-    switch (size) {
-      case 1: body(Count<1>{}, first); break;
-      case 2: body(Count<2>{}, first); break;
-      case 3: body(Count<3>{}, first); break;
-      case 4: body(Count<4>{}, first); break;
-      case 5: body(Count<5>{}, first); break;
-      case 6: body(Count<6>{}, first); break;
-      case 7:
-        if constexpr (most > 6) body(Count<7>{}, first);
-        break;
-      case 8:
-        if constexpr (most > 7) body(Count<8>{}, first);
-        break;
-    }
+    by_count<most>(size, [&](auto count) FASTSPEC_INLINE { body(count, first); });
     first += size;
   }
 }
@@ -45,49 +41,67 @@ inline void by_rows(int64_t rows, const Body& body) {
 // How `a` lies in memory: `adjacent` rows, a[k * stride + r], or rows apart, a[r * stride + k].
 enum class Lie { apart, adjacent };
 
-template <typename S, int rows, int vectors, Lie lie, typename T, typename Store>
-inline void register_tile(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth, const Store& store) {
-  typename S::Vector sum[rows][vectors] = {};
-  const T* row[rows];
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) row[r] = lie == Lie::apart ? a + r * stride : a + r;
-  const int64_t step = lie == Lie::apart ? 1 : stride;
+// A tile of `vectors` vectors of columns, and one of half the width if `half`. Inlined, so that `store` is too.
+template <int rows, int vectors, bool half, Lie lie, typename T, typename Store>
+FASTSPEC_INLINE inline void register_tile(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth,
+                                          const Store& store) {
+  using S = Simd<T>;
+  using H = Simd<T, half ? FASTSPEC_VECTOR_BYTES / 2 : FASTSPEC_VECTOR_BYTES>;
+  typename S::Vector sum[rows][vectors + 1] = {};
+  typename H::Vector last[rows] = {};
+  const int64_t step = lie == Lie::apart ? 1 : stride, next = lie == Lie::apart ? stride : 1;
   for (int64_t k = 0; k < depth; ++k) {
-    typename S::Vector right[vectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) right[v] = S::load(b + k * b_stride + v * S::lanes);
+    const T* const right = b + k * b_stride;
+    const typename H::Vector right_last = half ? H::load(right + vectors * S::lanes) : typename H::Vector{};
+    typename S::Vector right_at[vectors + 1];
 #pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) right_at[v] = S::load(right + v * S::lanes);
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const T left = row[r][k * step];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sum[r][v] += left * right[v];
+      const typename S::Vector left = a[r * next + k * step] - typename S::Vector{};  // in all lanes, once
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[r][v] += left * right_at[v];
+      if constexpr (half) {
+        typename H::Vector low;
+        std::memcpy(&low, &left, sizeof low);
+        last[r] += low * right_last;
+      }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) store(S{}, r, v * S::lanes, sum[r][v]);
+    if constexpr (half) store(H{}, r, vectors * S::lanes, last[r]);
   }
 }
 
-// One block of rows over `columns` columns; both `b` and what `store(vectors, row, column, sums)` writes to have room
-// for whole vectors. Where the last vector is at most half full, and vectors are wide, it is one of half the width.
-template <int rows, Lie lie, typename T, typename Store>
-inline void block_product(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth, int64_t columns,
-                          const Store& store) {
-  constexpr int bytes = FASTSPEC_VECTOR_BYTES, lanes = Simd<T>::lanes;
-  constexpr int half = bytes == 64 ? lanes / 2 : 0;
-  int64_t column = 0;
-  const auto tile = [&](auto vectors, auto count) {
-    register_tile<decltype(vectors), rows, decltype(count)::of, lie>(
-        a, stride, b + column, b_stride, depth,
-        [&](auto s, int r, int64_t c, auto sums) { store(s, r, column + c, sums); });
-    column += decltype(count)::of * decltype(vectors)::lanes;
-  };
-  while (columns - column > lanes + half) tile(Simd<T>{}, Count<2>{});
-  if (columns - column > half) tile(Simd<T>{}, Count<1>{});
-  if constexpr (half > 0) {
-    if (columns > column) tile(Simd<T, bytes / 2>{}, Count<1>{});
+// One block of rows over `columns` columns, at most `most` vectors at a time; both `b` and what `store(vectors, row,
+// column, sums)` writes to have room for whole vectors. Where the last vector is at most half full, and vectors are
+// wide, it is one of half the width.
+template <int rows, Lie lie, int most = 2, typename T, typename Store>
+FASTSPEC_INLINE inline void block_product(const T* a, int64_t stride, const T* b, int64_t b_stride, int64_t depth,
+                                          int64_t columns, const Store& store) {
+  constexpr int lanes = Simd<T>::lanes;
+  constexpr bool halves = FASTSPEC_VECTOR_BYTES == 64;
+  const int64_t rest = columns % lanes;
+  const bool half = halves && rest > 0 && rest <= lanes / 2;
+  int64_t column = 0, left = columns / lanes + (rest > 0);
+  while (left > 0) {
+    const int64_t count = left >= 2 * most ? most : left > most ? (left + 1) / 2 : left;
+    left -= count;
+    const auto tile = [&](auto vectors, auto narrow) FASTSPEC_INLINE {
+      register_tile<rows, decltype(vectors)::of, decltype(narrow)::of, lie>(
+          a, stride, b + column, b_stride, depth,
+          [&](auto s, int r, int64_t c, auto sums) FASTSPEC_INLINE { store(s, r, column + c, sums); });
+    };
+    by_count<most>(count, [&](auto vectors) FASTSPEC_INLINE {
+      if constexpr (halves) {
+        if (half && left == 0) return tile(Count<decltype(vectors)::of - 1>{}, Count<1>{});
+      }
+      tile(vectors, Count<0>{});
+    });
+    column += count * lanes;
   }
 }
 

@@ -5,6 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+// Of a function whose arguments would otherwise go through memory, among them what a lambda captures.
+#ifndef FASTSPEC_INLINE
+#define FASTSPEC_INLINE __attribute__((always_inline))
+#endif
+
 namespace fastspec {
 namespace FASTSPEC_ISA {
 

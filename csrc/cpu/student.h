@@ -10,6 +10,15 @@ namespace FASTSPEC_ISA {
 
 constexpr int64_t part_samples = 64;
 
+// Blocks of rows, fastest as measured where there are 32 registers. Tall ones where columns are samples, of which 16
+// are one vector or two: many rows keep the units busy. Flat ones where they are weights: rows and vectors together.
+template <typename T>
+struct Blocks {
+  static constexpr bool wide = FASTSPEC_VECTOR_BYTES == 64, single = sizeof(T) == sizeof(float);
+  static constexpr int tall = !wide ? 6 : single ? 10 : 8;
+  static constexpr int flat = wide && !single ? 8 : 6, vectors = !wide ? 2 : single ? 4 : 3;
+};
+
 template <typename T>
 inline int64_t whole_vectors(int64_t count) {
   return ceil_div(count, Simd<T>::lanes) * Simd<T>::lanes;
@@ -36,7 +45,7 @@ struct Activations {
   T* residual;    // [part, fan_out]; the targets before the forward pass
   T* residual_t;  // [fan_out, wide]
   T* hidden;      // [n, wide]
-  T* gradient;    // [block_rows, wide]
+  T* gradient;    // [tall block, wide]
 };
 
 template <typename T>
@@ -49,12 +58,13 @@ struct StepRule {
 template <typename T>
 inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
                          T slope, bool bias) {
-  by_rows(nodes, [&](auto rows, int64_t j) {
-    block_product<decltype(rows)::of, Lie::apart>(w.first + j * s.fan_in, s.fan_in, a.x_t, s.wide, s.inputs + bias,
-                                                  samples, [&](auto v, int r, int64_t c, auto z) {
+  by_rows<Blocks<T>::tall>(nodes, [&](auto rows, int64_t j) FASTSPEC_INLINE {
+    const int64_t wide = s.wide;
+    T* const hidden = a.hidden + j * wide;
+    block_product<decltype(rows)::of, Lie::apart>(w.first + j * s.fan_in, s.fan_in, a.x_t, wide, s.inputs + bias,
+                                                  samples, [=](auto v, int r, int64_t c, auto z) FASTSPEC_INLINE {
                                                     const auto low = slope * z;
-                                                    v.store(a.hidden + (j + r) * s.wide + c,
-                                                            low > z ? low : z);  // NaN stays NaN
+                                                    v.store(hidden + r * wide + c, low > z ? low : z);  // NaN stays NaN
                                                   });
   });
 }
@@ -63,10 +73,10 @@ inline void hidden_layer(const Sizes& s, const Network<T>& w, int64_t nodes, con
 template <typename T, typename Store>
 inline void top_layer(const Sizes& s, const Network<T>& w, int64_t nodes, const Activations<T>& a, int64_t samples,
                       const Store& store) {
-  by_rows(samples, [&](auto rows, int64_t b) {
-    block_product<decltype(rows)::of, Lie::adjacent>(
+  by_rows<Blocks<T>::flat>(samples, [&](auto rows, int64_t b) FASTSPEC_INLINE {
+    block_product<decltype(rows)::of, Lie::adjacent, Blocks<T>::vectors>(
         a.hidden + b, s.wide, w.top, s.fan_out, nodes, s.outputs,
-        [&](auto v, int r, int64_t c, auto sums) { store(v, b + r, c, sums); });
+        [=](auto v, int r, int64_t c, auto sums) FASTSPEC_INLINE { store(v, b + r, c, sums); });
   });
 }
 
@@ -118,35 +128,46 @@ class Student {
   // How a sum of gradients, scaled, changes the weights: at once, or by way of `sums`, which are the momentum buffers
   // or collect the parts of a batch.
   struct Update {
-    T eta, decay;
-    bool at_once, first_part, last_part;
+    T eta, decay, momentum, weight_decay;
+    bool first_part, last_part;
   };
 
   const Sizes& sizes_;
   const StepRule<T>& rule_;
   const Activations<T>& part_;
 
+  // Not inlined: there are many tiles, and this is long.
   template <typename W, typename Sums>
-  void change(W v, T* weight, T* sum, Sums gradient, const Update& u) const {
+  __attribute__((noinline)) static void collect(W v, T* weight, T* sum, Sums gradient, const Update& u) {
     const Sums w = v.load(weight);
-    if (u.at_once) return v.store(weight, u.decay * w + gradient);
     if (!u.first_part) {
       gradient += v.load(sum);
-    } else if (rule_.momentum != 0) {
-      gradient += rule_.momentum * v.load(sum) - rule_.weight_decay * w;
+    } else if (u.momentum != 0) {
+      gradient += u.momentum * v.load(sum) - u.weight_decay * w;
     }
     v.store(sum, gradient);
     if (!u.last_part) return;
-    v.store(weight, rule_.momentum != 0 ? w + u.eta * gradient : u.decay * w + gradient);
+    v.store(weight, u.momentum != 0 ? w + u.eta * gradient : u.decay * w + gradient);
+  }
+
+  template <bool at_once, typename W, typename Sums>
+  FASTSPEC_INLINE static void change(W v, T* weight, T* sum, Sums gradient, const Update& u) {
+    if constexpr (at_once) {
+      v.store(weight, u.decay * v.load(weight) + gradient);
+    } else {
+      collect(v, weight, sum, gradient, u);
+    }
   }
 
   // Residuals from targets, scaled by `scale`, and their transpose; the sum of their squares before scaling.
   double residuals(int64_t samples, T scale) const {
     const Sizes& s = sizes_;
     const Activations<T>& a = part_;
-    const T* const bias = weights.top + nodes * s.fan_out;
-    top_layer(s, weights, nodes, a, samples, [&](auto v, int64_t b, int64_t c, auto sums) {
-      T* const at = a.residual + b * s.fan_out + c;
+    const int64_t fan = s.fan_out;
+    const T* const bias = weights.top + nodes * fan;
+    T* const residual = a.residual;
+    top_layer(s, weights, nodes, a, samples, [=](auto v, int64_t b, int64_t c, auto sums) FASTSPEC_INLINE {
+      T* const at = residual + b * fan + c;
       v.store(at, v.load(at) - (v.load(bias + c) + sums));
     });
     V squares = {};
@@ -161,43 +182,73 @@ class Student {
     return sum;
   }
 
-  // Backward pass and update of a block of nodes, whose weights are read and written while they are near.
+  // The negative gradients of a block of hidden nodes, without the input.
   template <int rows>
-  void backward(int64_t j, int64_t samples, const Update& u) const {
+  void backward(int64_t j, int64_t samples) const {
+    const int64_t wide = sizes_.wide, fan = sizes_.fan_out;
+    const T* const hidden = part_.hidden + j * wide;
+    T* const gradient = part_.gradient;
+    const T slope = rule_.slope;
+    block_product<rows, Lie::apart>(weights.top + j * fan, fan, part_.residual_t, wide, sizes_.outputs, samples,
+                                    [=](auto v, int r, int64_t c, auto g) FASTSPEC_INLINE {
+                                      const auto on = v.load(hidden + r * wide + c) > 0;
+                                      v.store(gradient + r * wide + c, on ? g : slope * g);
+                                    });
+  }
+
+  // Rows of weights change by the sum over samples of left[r, sample] right[sample, c].
+  template <bool at_once, int rows>
+  FASTSPEC_INLINE void change_rows(const T* left, const T* right, int64_t samples, int64_t fan, int64_t columns,
+                                   T* weight, T* sum, Update u) const {
+    block_product<rows, Lie::apart, Blocks<T>::vectors>(
+        left, sizes_.wide, right, fan, samples, columns, [=](auto v, int r, int64_t c, auto gradient) FASTSPEC_INLINE {
+          change<at_once>(v, weight + r * fan + c, sum + r * fan + c, gradient, u);
+        });
+  }
+
+  // A block of nodes, whose gradients are given.
+  template <bool at_once, int rows>
+  void change_nodes(int64_t j, const T* gradient, int64_t samples, const Update& u) const {
     const Sizes& s = sizes_;
-    const Activations<T>& a = part_;
-    const T* const hidden = a.hidden + j * s.wide;
-    T* const top = weights.top + j * s.fan_out;
-    T* const first = weights.first + j * s.fan_in;
-    if (rule_.train_first) {
-      block_product<rows, Lie::apart>(top, s.fan_out, a.residual_t, s.wide, s.outputs, samples,
-                                      [&](auto v, int r, int64_t c, auto g) {
-                                        const auto on = v.load(hidden + r * s.wide + c) > 0;
-                                        v.store(a.gradient + r * s.wide + c, on ? g : rule_.slope * g);
-                                      });
-    }
     if (rule_.train_top) {
-      T* const sum = sums.top + j * s.fan_out;
-      block_product<rows, Lie::apart>(
-          hidden, s.wide, a.residual, s.fan_out, samples, s.outputs,
-          [&](auto v, int r, int64_t c, auto g) { change(v, top + r * s.fan_out + c, sum + r * s.fan_out + c, g, u); });
+      const int64_t at = j * s.fan_out;
+      change_rows<at_once, rows>(part_.hidden + j * s.wide, part_.residual, samples, s.fan_out, s.outputs,
+                                 weights.top + at, sums.top + at, u);
     }
     if (!rule_.train_first) return;
-    T* const sum = sums.first + j * s.fan_in;
-    block_product<rows, Lie::apart>(
-        a.gradient, s.wide, a.x, s.fan_in, samples, s.inputs + rule_.bias,
-        [&](auto v, int r, int64_t c, auto g) { change(v, first + r * s.fan_in + c, sum + r * s.fan_in + c, g, u); });
+    T* const first = weights.first + j * s.fan_in;
+    change_rows<at_once, rows>(gradient, part_.x, samples, s.fan_in, s.inputs + rule_.bias, first,
+                               sums.first + j * s.fan_in, u);
     if (rule_.normalize && u.last_part) {
       for (int r = 0; r < rows; ++r) normalize_row(first + r * s.fan_in, s.inputs, s.fan_in, true);
     }
   }
 
+  // Backward pass and update, block by block, whose weights are read and written while they are near.
+  template <bool at_once>
+  void update(int64_t samples, const Update& u) const {
+    by_rows<Blocks<T>::tall>(nodes, [&](auto tall, int64_t j) {
+      if (rule_.train_first) backward<decltype(tall)::of>(j, samples);
+      by_rows<Blocks<T>::flat>(tall.of, [&](auto flat, int64_t at) {
+        change_nodes<at_once, decltype(flat)::of>(j + at, part_.gradient + at * sizes_.wide, samples, u);
+      });
+    });
+    if (rule_.bias && rule_.train_top) change_top_bias<at_once>(samples, u);
+  }
+
+  template <bool at_once>
   void change_top_bias(int64_t samples, const Update& u) const {
     const int64_t row = nodes * sizes_.fan_out;
     for (int64_t c = 0; c < sizes_.fan_out; c += S::lanes) {
+      const T* const at = part_.residual + c;
       V sum[4] = {};  // one chain of additions would be waited for
-      for (int64_t b = 0; b < samples; ++b) sum[b % 4] += S::load(part_.residual + b * sizes_.fan_out + c);
-      change(S{}, weights.top + row + c, sums.top + row + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), u);
+      for (int64_t b = 0; b < samples; b += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          if (b + i < samples) sum[i] += S::load(at + (b + i) * sizes_.fan_out);
+        }
+      }
+      change<at_once>(S{}, weights.top + row + c, sums.top + row + c, (sum[0] + sum[1]) + (sum[2] + sum[3]), u);
     }
   }
 
@@ -216,7 +267,8 @@ class Student {
     const Sizes& s = sizes_;
     const bool momentum = rule_.momentum != 0;
     const T scale = (momentum ? T(1) : eta) / T(s.batch);
-    Update u{eta, T(1) - eta * rule_.weight_decay, !momentum && s.batch <= s.part, false, false};
+    const bool at_once = !momentum && s.batch <= s.part;
+    Update u{eta, T(1) - eta * rule_.weight_decay, rule_.momentum, rule_.weight_decay, false, false};
     double loss = 0;
     for (int64_t first = 0; first < s.batch; first += s.part) {
       const int64_t samples = s.batch - first < s.part ? s.batch - first : s.part;
@@ -227,8 +279,7 @@ class Student {
       hidden_layer(s, weights, nodes, part_, samples, rule_.slope, rule_.bias);
       loss += residuals(samples, scale);
       if (u.last_part && !(loss / (2 * double(s.batch)) <= double(rule_.limit))) return false;
-      by_rows(nodes, [&](auto rows, int64_t j) { backward<decltype(rows)::of>(j, samples, u); });
-      if (rule_.bias && rule_.train_top) change_top_bias(samples, u);
+      at_once ? update<true>(samples, u) : update<false>(samples, u);
     }
     return true;
   }

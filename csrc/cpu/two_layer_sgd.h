@@ -41,7 +41,7 @@ class Training {
     if (momentum) w.saved_sums = network(arena, most_nodes_);
     w.part.x = arena.take<T>(s.part * s.fan_in), w.part.x_t = arena.take<T>(s.fan_in * s.wide);
     w.part.residual = arena.take<T>(s.part * s.fan_out), w.part.residual_t = arena.take<T>(s.fan_out * s.wide);
-    w.part.hidden = arena.take<T>(most_nodes_ * s.wide), w.part.gradient = arena.take<T>(block_rows * s.wide);
+    w.part.hidden = arena.take<T>(most_nodes_ * s.wide), w.part.gradient = arena.take<T>(Blocks<T>::tall * s.wide);
     BatchMemory<T>& b = w.batches;
     if (fresh_) {
       const int64_t values = ceil_div(s.part * s.inputs, 4) * 4;
