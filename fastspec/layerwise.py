@@ -19,7 +19,7 @@ from fastspec.workers import Spread
 
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time, at most, where the caller leaves it open
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-SLAB_BYTES = 4 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
+SLAB_BYTES = 8 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 
@@ -90,8 +90,10 @@ class _Pass:
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.running.add(name, moments)
-        outputs = [_linear(x, *layer) for x, layer in zip(pair, (self.teacher[-1], self.student[-1]), strict=True)]
-        self.running.add_loss(place, *outputs)
+        answers, outputs = (
+            partial(_linear, t, *layer[-1]) for t, layer in zip(pair, (self.teacher, self.student), strict=True)
+        )
+        self.running.add_loss(place, answers(), outputs(), outputs)
         self.running.samples += len(x)
 
     def finish(self) -> Measurement:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,10 +30,10 @@ class Running:
         """The moments of a layer, of a batch."""
         self.layers[layer] = self.layers[layer] + moments if layer in self.layers else moments
 
-    def add_loss(self, place: str, teacher: Tensor, student: Tensor) -> None:
-        """The loss of a batch of outputs [samples, ...] and [*P, samples, ...], unless `loss` is None."""
+    def add_loss(self, place: str, teacher: Tensor, student: Tensor, again: Callable[[], Tensor] | None = None) -> None:
+        """The loss of a batch of outputs, as `summed_loss`, unless `loss` is None."""
         if self.loss is not None:
-            self.loss = self.loss + summed_loss(place, teacher, student)
+            self.loss = self.loss + summed_loss(place, teacher, student, again)
 
     def finish(self) -> Measurement:
         """The measurement; ValueError, naming the layer, for what was not finite."""
@@ -46,16 +48,18 @@ class Running:
         return Measurement(self.layers, None if self.loss is None else self.loss / self.samples, self.samples)
 
 
-def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
+def summed_loss(place: str, teacher: Tensor, student: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
     """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64.
 
+    again: computes the student's outputs anew, which are then overwritten.
     Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
     On a GPU, where nothing looks whether float32 is wide enough, they are float64; NaN and infinity are not refused.
     """
     if waits(student.device):
         return _sum_of_squares(teacher, student, torch.float64)
-    loss = _sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32))
+    loss = _sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32), again is not None)
     if not loss.isfinite().all():
+        student = student if again is None else again()
         loss = _sum_of_squares(teacher, student, torch.float64)  # squares beyond float32
     if not loss.isfinite().all():
         for side, output in (("teacher", teacher), ("student", student)):
@@ -64,9 +68,10 @@ def summed_loss(place: str, teacher: Tensor, student: Tensor) -> Tensor:
     return loss
 
 
-def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
+def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype, overwrite: bool = False) -> Tensor:
     samples = student.dim() - teacher.dim()  # the axis
-    residual = student.to(dtype) - teacher.to(dtype)
+    mine = overwrite and student.dtype == dtype
+    residual = student.sub_(teacher) if mine else student.to(dtype) - teacher.to(dtype)
     rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
     if rows.shape[-2] % ROWS == 0:
         rows = rows.unflatten(-2, (-1, ROWS)).flatten(-2)

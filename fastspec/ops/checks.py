@@ -68,7 +68,7 @@ def check_integer(argument: str, value: object, low: int = 1, high: int | None =
 
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no element is NaN or infinite, and say how many are."""
-    if tensor.numel() == 0 or not tensor.is_floating_point() or torch.linalg.vector_norm(tensor, math.inf).isfinite():
+    if all_finite((tensor,)):
         return
     bad = int((~torch.isfinite(tensor)).sum())
     refuse(argument, f"{bad} of {tensor.numel()} values NaN or infinite", "finite values")
@@ -76,5 +76,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no element of any tensor is NaN or infinite; a GPU is waited for once."""
-    some = [tensor for tensor in tensors if tensor.numel()]
-    return not some or bool(get_total_norm(some, math.inf).isfinite())
+    some = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
+    if len(some) > 1 and some[0].is_cuda:
+        return bool(get_total_norm(some, math.inf).isfinite())
+    return all(torch.linalg.vector_norm(tensor, math.inf).isfinite() for tensor in some)
