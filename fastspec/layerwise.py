@@ -17,9 +17,10 @@ from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check
 from fastspec.running import Running
 from fastspec.workers import Spread
 
-BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time, at most, where the caller leaves it open
+BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
+BATCH_BYTES = 16 * 2**20  # of inputs, beyond which it is BATCH samples: workers wait for each other after each
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-SLAB_BYTES = 8 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
+SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 
@@ -109,9 +110,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _batch_size(weight: Tensor) -> int:
     """Samples that are read at a time, for a lowest layer `weight`."""
-    if not waits(weight.device):
-        return BATCH
-    return min(GPU_BATCH, max(BATCH, GPU_BYTES // (weight.shape[1] * weight.element_size())))
+    most, held = (GPU_BATCH, GPU_BYTES) if waits(weight.device) else (2 * BATCH, BATCH_BYTES)
+    return min(most, max(BATCH, held // (weight.shape[1] * weight.element_size())))
 
 
 def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:

@@ -84,8 +84,8 @@ def measure(
     coactivation, grams, precision: as in `fastspec.moments.cross_moments`; the outputs, of which the loss is, have the
         precision of the dtype.
     batch_size: at most so many samples at a time, which bounds memory whatever the number of samples: by default 8192
-        for two `MLP`s (up to 131,072 on a GPU), fewer if they are wide, and 256 for other modules. Smaller batches of
-        the data are put together for `MLP`s and passed on as they are to other modules.
+        to 16,384 for two `MLP`s (up to 131,072 on a GPU), fewer if they are wide, and 256 for other modules. Smaller
+        batches of the data are put together for `MLP`s and passed on as they are to other modules.
     progress: a progress bar on stderr; None shows it after two seconds if stderr is a terminal.
 
     The networks are evaluated in evaluation mode, without gradients, and every submodule is left in the mode it was
