@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastspec.measure import measure
 from fastspec.networks import MLP
 from fastspec.populations import Population
 
@@ -177,3 +178,14 @@ def test_bad_two_layer(change, message):
 def test_labels_of_another_length():
     with pytest.raises(ValueError, match="labels"):
         Population.from_weights([layers(2)], labels={"seed": [1, 2]})
+
+
+def test_losses_whose_squares_are_beyond_float32() -> None:
+    (w1, b1), (w2, b2) = MLP([6, 4, 3], seed=0).weights()
+    teacher = MLP.from_weights([(w1, b1), (1e20 * w2, b2)])
+    exact = MLP.from_weights([(w1.double(), b1.double()), (1e20 * w2.double(), b2.double())])
+    students = Population.two_layer(teacher, multi=[1, 2], seeds=[0], std=0.5)
+    x = torch.randn(101, 6, generator=torch.Generator().manual_seed(1))
+    found, want = measure(teacher, students, x).loss, measure(exact, students.to(torch.float64), x.double()).loss
+    assert found.min() > 1e38
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=0)

@@ -9,6 +9,7 @@ import torch
 from placed import KINDS, placed
 from problems import POPULATIONS, assert_exact_layers, layers
 
+from fastspec.ops.gpu.accumulate import Workspace
 from fastspec.ops.gpu.layout import Space, grain
 from fastspec.ops.layer_moments import plans, reference
 from fastspec.ops.layer_moments.triton import layer_moments
@@ -50,6 +51,13 @@ def test_a_slope_of_float64_is_one(way):
     got, want = layer_moments(*args, 0.1, "fp64", False, True), reference.layer_moments(*args, 0.1, "fp64", False, True)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_streaming_by_the_vendor_takes_no_workspace(monkeypatch):
+    """Each student of a population has an accumulator of its own."""
+    monkeypatch.setattr(Workspace, "fitting", None)
+    with plans.force("stream"):
+        assert_exact(layers(40, 5, 3, 9, (2,)), coactivation=False)
 
 
 @pytest.mark.parametrize("n, d, m, k", [(1, 1, 1, 1), (64, 16, 8, 32), (33, 4, 17, 5), (75, 0, 2, 3)])
