@@ -93,7 +93,7 @@ def extensions() -> list[Extension]:
 
 
 class BuildNative(build_ext):
-    """Compiles files side by side; a library that fails to build is gone without, unless a switch is 1."""
+    """Compiles files side by side; a library that fails to build is left out, unless its switch is 1."""
 
     def build_extensions(self) -> None:
         compile_one = self.compiler.compile

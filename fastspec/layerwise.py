@@ -91,10 +91,8 @@ class _Pass:
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.running.add(name, moments)
-        answers, outputs = (
-            partial(_linear, t, *layer[-1]) for t, layer in zip(pair, (self.teacher, self.student), strict=True)
-        )
-        self.running.add_loss(place, answers(), outputs(), outputs)
+        outputs = partial(_linear, pair[1], *self.student[-1])
+        self.running.add_loss(place, _linear(pair[0], *self.teacher[-1]), outputs(), outputs)
         self.running.samples += len(x)
 
     def finish(self) -> Measurement:
