@@ -20,7 +20,7 @@ from fastspec.workers import Spread
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
 BATCH_BYTES = 16 * 2**20  # of inputs, beyond which it is BATCH samples: workers wait for each other after each
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in the cache
+SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 

@@ -7,6 +7,7 @@ import gc
 
 import pytest
 import torch
+from measured_networks import INPUTS, check, inputs, network, population
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,62 +16,6 @@ from fastspec.measure import measure
 from fastspec.measurement import Measurement
 from fastspec.networks import MLP, ConvNet
 from fastspec.population_measurement import PopulationMeasurement
-from fastspec.populations import Population
-
-SAMPLES, INPUTS, OUTPUTS = 101, 6, 3
-
-
-def network(*hidden: int, seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> MLP:
-    """A network whose batch norms, if any, have statistics unlike the identity's."""
-    made = MLP([INPUTS, *hidden, OUTPUTS], seed=seed, dtype=dtype, **options)
-    generator = torch.Generator().manual_seed(seed)
-    for norm in made.norms:
-        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.2)
-    return made
-
-
-def inputs(samples: int = SAMPLES, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(samples, INPUTS, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
-
-
-def forward(net: MLP, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Hidden ReLU outputs and outputs in float64 by torch's own modules, in evaluation mode."""
-    net, x = copy.deepcopy(net).double().eval(), x.double()
-    relu, hidden = torch.nn.LeakyReLU(net.negative_slope), []
-    for i, linear in enumerate(net.linears[:-1]):
-        x = linear(x)
-        x = net.norms[i](x) if net.batch_norm == "before" else x
-        x = relu(x)
-        hidden.append(x)
-        x = net.norms[i](x) if net.batch_norm == "after" else x
-    return hidden, net.linears[-1](x)
-
-
-@torch.no_grad()
-def check(result: Measurement, teacher: MLP, student: MLP, x: Tensor, tolerance: float = 1e-10) -> None:
-    """Compare with means, scatters, counts and loss of all activations at once."""
-    (t_hidden, t_output), (s_hidden, s_output) = forward(teacher, x), forward(student, x)
-    assert list(result.layers) == [f"hidden{i + 1}" for i in range(len(t_hidden))]
-    assert result.samples == len(x)
-    close = {"rtol": tolerance, "atol": tolerance}
-    for moments, t, s in zip(result.layers.values(), t_hidden, s_hidden, strict=True):
-        assert int(moments.count) == len(x)
-        t_centred, s_centred = t - t.mean(0), s - s.mean(0)
-        torch.testing.assert_close(moments.teacher_mean, t.mean(0), **close)
-        torch.testing.assert_close(moments.student_mean, s.mean(0), **close)
-        torch.testing.assert_close(moments.teacher_scatter, t_centred.square().sum(0), **close)
-        torch.testing.assert_close(moments.student_scatter, s_centred.square().sum(0), **close)
-        torch.testing.assert_close(moments.cross_scatter, t_centred.T @ s_centred, **close)
-        assert moments.teacher_active.tolist() == (t > 0).sum(0).tolist()
-        assert moments.student_active.tolist() == (s > 0).sum(0).tolist()
-        if moments.coactive is not None:
-            assert moments.coactive.tolist() == ((t > 0).double().T @ (s > 0).double()).long().tolist()
-        if moments.student_gram is not None:
-            torch.testing.assert_close(moments.teacher_gram, t_centred.T @ t_centred, **close)
-            torch.testing.assert_close(moments.student_gram, s_centred.T @ s_centred, **close)
-    assert result.loss.dtype == torch.float64
-    torch.testing.assert_close(result.loss, (t_output - s_output).square().sum(1).mean() / 2, **close)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 101, 5000])
@@ -183,71 +128,6 @@ def test_modes_and_statistics_stay(monkeypatch) -> None:
     assert result.layers["hidden1"].cross_scatter.requires_grad is False
     assert not teacher.training and student.training and not student.norms[0].training
     assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
-
-
-# a population of students
-
-
-def population(dtype: torch.dtype = torch.float64) -> tuple[MLP, Population]:
-    teacher = network(4, dtype=dtype)
-    return teacher, Population.two_layer(teacher, multi=[3, 1, 2], seeds=[5, 6], std=0.7)
-
-
-@pytest.mark.parametrize("slab_bytes", [64 * 2**20, 1])
-def test_a_ragged_population_equals_its_students(slab_bytes: int, monkeypatch) -> None:
-    monkeypatch.setattr(layerwise, "ACTIVATION_BYTES", slab_bytes)
-    teacher, students = population()
-    x = inputs()
-    result = measure(teacher, students, x, batch_size=40, coactivation=True, grams=True)
-    assert [group.indices.tolist() for group in result.groups] == [[2, 3], [4, 5], [0, 1]]
-    for k, single in enumerate(result):
-        student = MLP.from_weights(students.weights(k))
-        check(single, teacher, student, x)
-        moments = result.moments(k)
-        torch.testing.assert_close(result.loss[k], single.loss)
-        torch.testing.assert_close(result.best_correlation[k], moments.correlation().max(1).values)
-        torch.testing.assert_close(result.max_teacher_correlation(k), moments.correlation().max(0).values)
-        torch.testing.assert_close(result.layer_score[k], moments.layer_score())
-        assert result.success(0.3)[k].tolist() == moments.covered(0.3).tolist()
-        assert result.coverage((0.1, 0.3))[k].tolist() == moments.coverage((0.1, 0.3)).tolist()
-    assert 0 < int(result.success(0.3).sum()) < 6 * 4
-    assert len(result) == 6 and result.samples == SAMPLES
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_a_student_does_not_depend_on_threads_and_company(threads: int, monkeypatch) -> None:
-    monkeypatch.setattr(layerwise, "SLAB_BYTES", 2**12)
-    monkeypatch.setattr(layerwise, "SLAB_SAMPLES", 20)
-    teacher, students = population(torch.float32)
-    x, before = inputs(dtype=torch.float32), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = [measure(teacher, students.select([k]), x).student(0) for k in range(6)]
-        torch.set_num_threads(threads)
-        together = measure(teacher, students, x)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one.loss, other.loss)
-        for a, b in zip(
-            one.layers["hidden1"].tensors().values(), other.layers["hidden1"].tensors().values(), strict=True
-        ):
-            assert torch.equal(a, b)
-
-
-def test_an_error_in_a_thread_is_raised() -> None:
-    teacher, students = population()
-    students.w1[-1] = 1e200
-    with pytest.raises(ValueError, match="hidden1"):
-        measure(teacher, students, inputs() * 1e200)
-
-
-def test_population_takes_the_slope_and_batch_norm_of_its_teacher() -> None:
-    teacher = network(4, negative_slope=0.3, batch_norm="before")
-    students = Population.from_weights([network(5, seed=k).weights() for k in range(2)])
-    result = measure(teacher, students, inputs())
-    check(result.student(1), teacher, MLP.from_weights(students.weights(1), negative_slope=0.3), inputs())
 
 
 # merging, files and text

@@ -168,7 +168,9 @@ def test_slabs_of_a_population_are_large_on_a_gpu(late):
     stack = [(torch.empty(256, 200, 100, device=GPU), None), (torch.empty(256, 50, 200, device=GPU), None)]
     students = [len(slab[0][0]) for slab in layerwise._slabs(stack)]
     samples = layerwise._samples(stack, stack)
-    assert sum(students) == 256 and len(students) <= 13 and max(students) * samples * 250 * 4 <= 256 * 2**20
+    each = samples * 250 * 4  # bytes
+    fitting = 256 * 2**20 // each
+    assert sum(students) == 256 and max(students) <= fitting and len(students) == -(-256 // fitting)
 
 
 def test_inputs_on_the_cpu_are_moved_to_the_networks():

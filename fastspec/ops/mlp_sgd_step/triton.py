@@ -5,9 +5,8 @@ from __future__ import annotations
 import atexit
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from fastspec.ops.mlp_sgd_step.shapes import Layout
 
 ROOMS = 4  # that are kept for later calls
 KEPT = 512 * 2**20  # bytes of a room that is
-
-T = TypeVar("T")
 
 
 class Steps:
@@ -125,7 +122,7 @@ def _steps(problem: Problem) -> Steps:
         return Steps(problem)
     stream = torch.cuda.current_stream()
     key = problem, stream.cuda_stream
-    made = _kept.pop(key, None) or _apart(Steps, problem, stream)
+    made = _kept.pop(key, None) or _apart(problem, stream)
     if made.room.bytes <= KEPT:
         _kept[key] = made
         if len(_kept) > ROOMS:
@@ -133,14 +130,14 @@ def _steps(problem: Problem) -> Steps:
     return made
 
 
-def _apart(make: Callable[..., T], problem: Any, stream: torch.cuda.Stream) -> T:
-    """Made in a thread of its own: what is kept must neither come from the memory pool that torch.compile's graphs
-    lend to a thread, nor be a tensor of inference mode.
+def _apart(problem: Problem, stream: torch.cuda.Stream) -> Steps:
+    """Steps made in a thread of its own: what is kept must neither come from the memory pool that torch.compile's
+    graphs lend to a thread, nor be a tensor of inference mode.
     """
 
-    def made() -> T:
+    def made() -> Steps:
         with torch.cuda.stream(stream):
-            return make(problem)
+            return Steps(problem)
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(made).result()

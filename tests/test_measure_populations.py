@@ -1,0 +1,69 @@
+"""`measure` of a population: each student as alone, whatever the threads and the company."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from measured_networks import SAMPLES, check, inputs, network, population
+
+from fastspec import layerwise
+from fastspec.measure import measure
+from fastspec.networks import MLP
+from fastspec.populations import Population
+
+
+@pytest.mark.parametrize("slab_bytes", [64 * 2**20, 1])
+def test_a_ragged_population_equals_its_students(slab_bytes: int, monkeypatch) -> None:
+    monkeypatch.setattr(layerwise, "ACTIVATION_BYTES", slab_bytes)
+    teacher, students = population()
+    x = inputs()
+    result = measure(teacher, students, x, batch_size=40, coactivation=True, grams=True)
+    assert [group.indices.tolist() for group in result.groups] == [[2, 3], [4, 5], [0, 1]]
+    for k, single in enumerate(result):
+        student = MLP.from_weights(students.weights(k))
+        check(single, teacher, student, x)
+        moments = result.moments(k)
+        torch.testing.assert_close(result.loss[k], single.loss)
+        torch.testing.assert_close(result.best_correlation[k], moments.correlation().max(1).values)
+        torch.testing.assert_close(result.max_teacher_correlation(k), moments.correlation().max(0).values)
+        torch.testing.assert_close(result.layer_score[k], moments.layer_score())
+        assert result.success(0.3)[k].tolist() == moments.covered(0.3).tolist()
+        assert result.coverage((0.1, 0.3))[k].tolist() == moments.coverage((0.1, 0.3)).tolist()
+    assert 0 < int(result.success(0.3).sum()) < 6 * 4
+    assert len(result) == 6 and result.samples == SAMPLES
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_student_does_not_depend_on_threads_and_company(threads: int, monkeypatch) -> None:
+    monkeypatch.setattr(layerwise, "SLAB_BYTES", 2**12)
+    monkeypatch.setattr(layerwise, "SLAB_SAMPLES", 20)
+    teacher, students = population(torch.float32)
+    x, before = inputs(dtype=torch.float32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [measure(teacher, students.select([k]), x).student(0) for k in range(6)]
+        torch.set_num_threads(threads)
+        together = measure(teacher, students, x)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.loss, other.loss)
+        for a, b in zip(
+            one.layers["hidden1"].tensors().values(), other.layers["hidden1"].tensors().values(), strict=True
+        ):
+            assert torch.equal(a, b)
+
+
+def test_an_error_in_a_thread_is_raised() -> None:
+    teacher, students = population()
+    students.w1[-1] = 1e200
+    with pytest.raises(ValueError, match="hidden1"):
+        measure(teacher, students, inputs() * 1e200)
+
+
+def test_population_takes_the_slope_and_batch_norm_of_its_teacher() -> None:
+    teacher = network(4, negative_slope=0.3, batch_norm="before")
+    students = Population.from_weights([network(5, seed=k).weights() for k in range(2)])
+    result = measure(teacher, students, inputs())
+    check(result.student(1), teacher, MLP.from_weights(students.weights(1), negative_slope=0.3), inputs())
