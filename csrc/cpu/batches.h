@@ -43,7 +43,7 @@ inline void prefetch_row(const T* row, int64_t count) {
 }
 
 // The batches of one student. Rows that are drawn or looked up are known a step ahead, so that they are on their way
-// while the step before is computed.
+// while the step before is computed: few at a time, as few lines can be.
 template <typename T>
 class BatchReader {
   enum class Kind { all, indices, drawn, fresh };
@@ -52,14 +52,14 @@ class BatchReader {
   const Sizes& sizes_;
   const Activations<T>& part_;
   BatchMemory<T> memory_;
-  int64_t student_, seed_, step_ = 0;
+  int64_t student_, seed_, step_ = 0, asked_ = 0;
   Kind kind_;
 
   const T* x_row(int64_t row) const { return static_cast<const T*>(problem_.x.data) + row * problem_.x.row_stride; }
   const T* y_row(int64_t row) const { return static_cast<const T*>(problem_.y.data) + row * problem_.y.row_stride; }
   int64_t row(int64_t position) const { return kind_ == Kind::all ? position : memory_.rows[position]; }
 
-  void choose_next(int64_t step) const {
+  void choose_next(int64_t step) {
     const Batches& b = problem_.batches;
     int64_t* const rows = memory_.next_rows;
     if (kind_ == Kind::indices) {
@@ -72,11 +72,7 @@ class BatchReader {
         }
       }
     }
-    const int64_t near = sizes_.batch < part_samples ? sizes_.batch : part_samples;
-    for (int64_t i = 0; i < near; ++i) {
-      prefetch_row(x_row(rows[i]), sizes_.inputs);
-      prefetch_row(y_row(rows[i]), sizes_.outputs);
-    }
+    asked_ = 0;
   }
 
  public:
@@ -94,7 +90,7 @@ class BatchReader {
                                             : Kind::all) {}
 
   // Steps follow each other; the first of a series is announced by `begin`.
-  void begin(int64_t step) const {
+  void begin(int64_t step) {
     if (kind_ == Kind::indices || kind_ == Kind::drawn) choose_next(step);
   }
   void advance(int64_t step) {
@@ -102,6 +98,13 @@ class BatchReader {
     int64_t* const now = memory_.next_rows;
     memory_.next_rows = memory_.rows, memory_.rows = now;
     if (step + 1 < problem_.steps) begin(step + 1);
+  }
+
+  // Asks for the next of the samples that the coming step begins with.
+  void ask() {
+    if (kind_ == Kind::all || kind_ == Kind::fresh || asked_ == sizes_.part) return;
+    const int64_t row = memory_.next_rows[asked_++];
+    prefetch_row(x_row(row), sizes_.inputs), prefetch_row(y_row(row), sizes_.outputs);
   }
 
   // Fills part_.x with samples first .. first + samples - 1 of the batch.

@@ -160,7 +160,8 @@ class Student {
   }
 
   // Residuals from targets, scaled by `scale`, and their transpose; the sum of their squares before scaling.
-  double residuals(int64_t samples, T scale) const {
+  template <typename Batch>
+  double residuals(int64_t samples, T scale, Batch& batch) const {
     const Sizes& s = sizes_;
     const Activations<T>& a = part_;
     const int64_t fan = s.fan_out;
@@ -172,6 +173,7 @@ class Student {
     });
     V squares = {};
     transpose_part(a.residual, s.fan_out, samples, a.residual_t, s.wide, [&](int64_t b, int64_t c, V r) {
+      if (b % S::lanes == 0) batch.ask();
       squares += r * r;
       r *= scale;
       S::store(a.residual + b * s.fan_out + c, r);
@@ -225,11 +227,13 @@ class Student {
   }
 
   // Backward pass and update, block by block, whose weights are read and written while they are near.
-  template <bool at_once>
-  void update(int64_t samples, const Update& u) const {
+  template <bool at_once, typename Batch>
+  void update(int64_t samples, const Update& u, Batch& batch) const {
     by_rows<Blocks<T>::tall>(nodes, [&](auto tall, int64_t j) {
+      batch.ask();
       if (rule_.train_first) backward<decltype(tall)::of>(j, samples);
       by_rows<Blocks<T>::flat>(tall.of, [&](auto flat, int64_t at) {
+        batch.ask();
         change_nodes<at_once, decltype(flat)::of>(j + at, part_.gradient + at * sizes_.wide, samples, u);
       });
     });
@@ -261,9 +265,9 @@ class Student {
       : sizes_(sizes), rule_(rule), part_(part), weights(w), sums(collected), nodes(n) {}
 
   // One step at rate eta. `batch.inputs(first, samples)` fills x with a part of the batch, `batch.targets` what should
-  // come out. False, with the weights as they were, when the batch loss is beyond the limit or not finite.
+  // come out; `batch.ask()`, between pieces of work, that it may fetch a little of what the next step needs. False, with the weights as they were, when the batch loss is beyond the limit or not finite.
   template <typename Batch>
-  bool step(T eta, const Batch& batch) const {
+  bool step(T eta, Batch& batch) const {
     const Sizes& s = sizes_;
     const bool momentum = rule_.momentum != 0;
     const T scale = (momentum ? T(1) : eta) / T(s.batch);
@@ -274,12 +278,15 @@ class Student {
       const int64_t samples = s.batch - first < s.part ? s.batch - first : s.part;
       u.first_part = first == 0, u.last_part = first + samples == s.batch;
       batch.inputs(first, samples);
-      transpose_part(part_.x, s.fan_in, samples, part_.x_t, s.wide, [](int64_t, int64_t, V row) { return row; });
+      transpose_part(part_.x, s.fan_in, samples, part_.x_t, s.wide, [&](int64_t b, int64_t, V row) {
+        if (b % S::lanes == 0) batch.ask();
+        return row;
+      });
       batch.targets(first, samples);
       hidden_layer(s, weights, nodes, part_, samples, rule_.slope, rule_.bias);
-      loss += residuals(samples, scale);
+      loss += residuals(samples, scale, batch);
       if (u.last_part && !(loss / (2 * double(s.batch)) <= double(rule_.limit))) return false;
-      at_once ? update<true>(samples, u) : update<false>(samples, u);
+      at_once ? update<true>(samples, u, batch) : update<false>(samples, u, batch);
     }
     return true;
   }

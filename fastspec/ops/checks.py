@@ -79,4 +79,10 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     some = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     if len(some) > 1 and some[0].is_cuda:
         return bool(get_total_norm(some, math.inf).isfinite())
-    return all(torch.linalg.vector_norm(tensor, math.inf).isfinite() for tensor in some)
+    return all(_finite(tensor) for tensor in some)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A sum is ten times as fast as a look at each element. One that overflows decides nothing."""
+    total = tensor.sum(dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
