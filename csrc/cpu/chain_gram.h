@@ -6,7 +6,7 @@
 #include <new>
 
 #include "fastspec/chain_gram.h"
-#include "gram_sums.h"
+#include "open_columns.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
@@ -16,22 +16,17 @@ class ChainGram {
   using S = Simd<T>;
   static constexpr int64_t slots = 8;  // blocks of samples whose sums are kept apart
 
-  struct Active {   // nodes of a sample whose gate is not 0
-    int32_t* node;  // [padded], those after the last name the column that nobody reads
-    T* gate;        // [padded], 0 after the last
-    int64_t count;
-  };
-
   struct Side {  // of one network and one core
     const ChainLayer* layer;
-    T* factor[2];      // V D of active nodes [outputs, padded], of a layer and the one below
-    Active active[2];  // of the same
-    T* map;            // [active nodes above, padded active nodes]
-    T* whole[2];       // V D of all nodes [samples of a group, outputs, padded], of a layer and the one below
-    T* gates;          // [samples of a block, padded]
+    T* factor[2];              // V D of active nodes [outputs, padded], of a layer and the one below
+    OpenColumns<T> active[2];  // of the same
+    T* map;                    // [active nodes above, padded active nodes]
+    T* products;               // [rows of a block, padded], and a vector
+    T* whole[2];               // V D of all nodes [samples of a group, outputs, padded], of a layer and the one below
+    T* gates;                  // [samples of a block, padded]
   };
 
-  struct Sums {  // of one slot: rows have one column more, for lanes after the last node
+  struct Sums {  // of one slot
     T *student_teacher, *teacher, *student;
   };
 
@@ -59,9 +54,9 @@ class ChainGram {
     Sums found{};
     for (int64_t l = 0; l <= layer; ++l) {
       const int64_t m = problem_.teacher[l].nodes, n = problem_.student[l].nodes;
-      found.student_teacher = slot, slot += m * (n + 1);
-      if (of_teacher_) found.teacher = slot, slot += m * (m + 1);
-      if (of_student_) found.student = slot, slot += n * (n + 1);
+      found.student_teacher = slot, slot += m * n;
+      if (of_teacher_) found.teacher = slot, slot += m * m;
+      if (of_student_) found.student = slot, slot += n * n;
     }
     return found;
   }
@@ -71,11 +66,11 @@ class ChainGram {
     s.layer = side(which);
     const int64_t wide = padded<T>(widest_[which]);
     for (int i = 0; i < 2; ++i) {
-      s.factor[i] = arena.template take<T>(problem_.outputs * wide);
-      s.active[i].node = arena.template take<int32_t>(wide);
-      s.active[i].gate = arena.template take<T>(wide);
+      s.factor[i] = arena.template take<T>(problem_.outputs * wide + S::lanes);
+      s.active[i].lay_out(arena, widest_[which]);
     }
-    s.map = arena.template take<T>(largest_map_[which]);
+    s.map = arena.template take<T>(largest_map_[which] + S::lanes);
+    s.products = arena.template take<T>(block_rows * wide + S::lanes);
     for (int i = 0; i < 2; ++i) s.whole[i] = arena.template take<T>(group() * problem_.outputs * wide);
     s.gates = arena.template take<T>(block_samples() * wide);
     return s;
@@ -87,45 +82,33 @@ class ChainGram {
     return s;
   }
 
-  static void find_active(const ChainLayer& layer, int64_t sample, Active& out) {
-    const T* const gates = static_cast<const T*>(layer.gates) + sample * layer.nodes;
-    int64_t count = 0;
-    for (int64_t k = 0; k < layer.nodes; ++k) {
-      out.node[count] = int32_t(k), out.gate[count] = gates[k];
-      count += !(gates[k] == 0);  // NaN is kept
-    }
-    out.count = count;
-    for (int64_t i = count; i < padded<T>(count); ++i) out.node[i] = int32_t(layer.nodes), out.gate[i] = 0;
+  static void find_active(const ChainLayer& layer, int64_t sample, OpenColumns<T>& out) {
+    out.find(static_cast<const T*>(layer.gates) + sample * layer.nodes, layer.nodes);
   }
 
   // The gated map of the top hidden layer: its weights.
   void start(Side& s, int64_t sample) const {
     const ChainLayer& layer = s.layer[top()];
-    Active& a = s.active[top() % 2];
+    OpenColumns<T>& a = s.active[top() % 2];
     find_active(layer, sample, a);
     const T* const map = static_cast<const T*>(layer.map);
     const int64_t wide = padded<T>(a.count);
     for (int64_t c = 0; c < problem_.outputs; ++c) {
       T* const row = s.factor[top() % 2] + c * wide;
-      for (int64_t i = 0; i < a.count; ++i) row[i] = map[c * layer.nodes + a.node[i]] * a.gate[i];
-      for (int64_t i = a.count; i < wide; ++i) row[i] = 0;
+      pack_open(a, map + c * layer.nodes, row);
+      for (int64_t j = 0; j < wide; j += S::lanes) S::store(row + j, S::load(row + j) * S::load(a.gate + j));
     }
   }
 
   // The gated map of a layer from that of the layer above.
   void descend(Side& s, int64_t at, int64_t sample) const {
     const ChainLayer& layer = s.layer[at];
-    const Active& above = s.active[(at + 1) % 2];
-    Active& a = s.active[at % 2];
+    const OpenColumns<T>& above = s.active[(at + 1) % 2];
+    OpenColumns<T>& a = s.active[at % 2];
     find_active(layer, sample, a);
     const int64_t wide = padded<T>(a.count), above_wide = padded<T>(above.count);
     const T* const map = static_cast<const T*>(layer.map);
-    for (int64_t i = 0; i < above.count; ++i) {
-      const T* const from = map + above.node[i] * layer.nodes;
-      T* const row = s.map + i * wide;
-      for (int64_t j = 0; j < a.count; ++j) row[j] = from[a.node[j]];
-      for (int64_t j = a.count; j < wide; ++j) row[j] = 0;
-    }
+    for (int64_t i = 0; i < above.count; ++i) pack_open(a, map + above.node[i] * layer.nodes, s.map + i * wide);
     const T* const factor = s.factor[(at + 1) % 2];
     T* const out = s.factor[at % 2];
     by_rows(problem_.outputs, [&](auto rows, int64_t c) {
@@ -137,18 +120,18 @@ class ChainGram {
 
   // out[j, k] += left^T right over the outputs, for active nodes; with `upper` those with k after j, and a few before.
   void add_products(const Side& left, const Side& right, int64_t at, T* out, bool upper) const {
-    const Active &l = left.active[at % 2], &r = right.active[at % 2];
-    const int64_t l_wide = padded<T>(l.count), r_wide = padded<T>(r.count), row_size = right.layer[at].nodes + 1;
+    const OpenColumns<T>&l = left.active[at % 2], &r = right.active[at % 2];
+    if (r.count == 0) return;
+    const int64_t l_wide = padded<T>(l.count), r_wide = padded<T>(r.count), row_size = right.layer[at].nodes;
+    T* const products = right.products;
     by_rows(l.count, [&](auto rows, int64_t j) {
-      const int64_t first = upper ? j / S::lanes * S::lanes : 0;
-      block_product<decltype(rows)::of, Lie::adjacent>(left.factor[at % 2] + j, l_wide, right.factor[at % 2] + first,
-                                                       r_wide, problem_.outputs, r.count - first,
-                                                       [&](auto v, int row, int64_t k, auto z) {
-                                                         T* const to = out + l.node[j + row] * row_size;
-                                                         const int32_t* const node = r.node + first + k;
-                                                         for (int i = 0; i < decltype(v)::lanes; ++i)
-                                                           to[node[i]] += z[i];
-                                                       });
+      const int64_t start = upper ? open_start(r, j) : 0;
+      block_product<decltype(rows)::of, Lie::adjacent>(
+          left.factor[at % 2] + j, l_wide, right.factor[at % 2] + start, r_wide, problem_.outputs, r.count - start,
+          [&](auto v, int row, int64_t k, auto z) { v.store(products + row * r_wide + k, z); });
+      for (int row = 0; row < decltype(rows)::of; ++row) {
+        add_open(r, start, products + row * r_wide, out + l.node[j + row] * row_size);
+      }
     });
   }
 
@@ -265,7 +248,7 @@ class ChainGram {
       const int64_t rows = side(left)[top()].nodes, columns = side(right)[top()].nodes;
       add_rows(top_gates_[left], rows, rows * part / parts, rows * (part + 1) / parts, top_gates_[right], columns,
                samples, total);
-      total += rows * (columns + 1);
+      total += rows * columns;
     };
     matrix(0, 1);
     if (of_teacher_) matrix(0, 0);
@@ -314,7 +297,7 @@ class ChainGram {
                               double* out) {
         copy_out(total, rows, columns, own && l < top(), not_finite, out);
         if (l == top()) multiply_by_weights(left, rows, right, columns, out);
-        total += rows * (columns + 1);
+        total += rows * columns;
       };
       matrix(m, teacher_top, n, student_top, false, problem_.out[l].student_teacher);
       if (of_teacher_) matrix(m, teacher_top, m, teacher_top, true, problem_.out[l].teacher);
@@ -334,7 +317,7 @@ class ChainGram {
     }
     for (int64_t l = 0; l < p.layers; ++l) {
       const int64_t m = p.teacher[l].nodes, n = p.student[l].nodes;
-      const int64_t size = m * (n + 1) + (of_teacher_ ? m * (m + 1) : 0) + (of_student_ ? n * (n + 1) : 0);
+      const int64_t size = m * n + (of_teacher_ ? m * m : 0) + (of_student_ ? n * n : 0);
       (l < top() ? values_ : top_values_) += size;
     }
   }

@@ -1,5 +1,4 @@
-// Sums of products as the chain kernel keeps them: matrices whose rows have one column more than nodes, which lanes
-// after the last node may write to.
+// Sums of products as the chain kernel keeps them.
 #pragma once
 
 #include "arena.h"
@@ -29,7 +28,7 @@ inline void add_rows(const T* left, int64_t nodes, int64_t begin, int64_t end, c
     j += begin;
     block_product<decltype(block)::of, Lie::adjacent>(
         left + j, padded<T>(nodes), right, padded<T>(columns), depth, columns, [&](auto v, int r, int64_t k, auto z) {
-          Sum* const to = out + (j + r) * (columns + 1) + k;
+          Sum* const to = out + (j + r) * columns + k;
           each_lane(v, z, columns - k, [&](int64_t i, T value) { to[i] += value; });
         });
   });
@@ -75,7 +74,7 @@ inline double spoilt(const void* values, int64_t count) {
 inline void copy_out(const double* total, int64_t rows, int64_t columns, bool mirror, double spoilt, double* out) {
   for (int64_t j = 0; j < rows; ++j) {
     for (int64_t k = 0; k < columns; ++k) {
-      const int64_t at = mirror && k < j ? k * (columns + 1) + j : j * (columns + 1) + k;
+      const int64_t at = mirror && k < j ? k * columns + j : j * columns + k;
       out[j * columns + k] = total[at] + spoilt;
     }
   }

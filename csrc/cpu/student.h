@@ -265,7 +265,8 @@ class Student {
       : sizes_(sizes), rule_(rule), part_(part), weights(w), sums(collected), nodes(n) {}
 
   // One step at rate eta. `batch.inputs(first, samples)` fills x with a part of the batch, `batch.targets` what should
-  // come out; `batch.ask()`, between pieces of work, that it may fetch a little of what the next step needs. False, with the weights as they were, when the batch loss is beyond the limit or not finite.
+  // come out; `batch.ask()` is called here and there, so that it may fetch a little of what the next step needs. False,
+  // with the weights as they were, when the batch loss is beyond the limit or not finite.
   template <typename Batch>
   bool step(T eta, Batch& batch) const {
     const Sizes& s = sizes_;
