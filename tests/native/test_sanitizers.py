@@ -22,14 +22,14 @@ COMPILER = os.environ.get("CXX", "g++")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no {COMPILER}")]
 
 
-def build(folder: Path, driver: str, isa: str, sanitizers: str, *, source: Path | None = None) -> Path:
+def build(folder: Path, driver: str, isa: str, sanitizers: str, *flags: str, source: Path | None = None) -> Path:
     """isa: an instruction set, or "emulated" for blocks of the GPU."""
     binary = folder / f"{driver}_{isa}"
     # to compile, by minutes
     slow = sanitizers == ADDRESS if isa == "emulated" else driver in ("two_layer_sgd", "mlp_sgd_step")
     quick = "-O0" if slow else "-O1"
     command = [COMPILER, "-std=c++20", quick, "-g", "-DFASTSPEC_INLINE=", "-Wno-psabi", "-Wno-unknown-pragmas"]
-    command += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    command += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *flags]
     if isa == "emulated":
         command += ["-DFASTSPEC_EMULATED"]
     else:
@@ -54,6 +54,15 @@ CASES += [("mlp_sgd_step", *CLEAN[2])]  # under the thread sanitizer in the test
 @pytest.mark.parametrize("driver, isa, sanitizers", CASES)
 def test_kernels_are_clean(tmp_path, driver, isa, sanitizers):
     done = run(build(tmp_path, driver, isa, sanitizers))
+    assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
+
+
+def test_what_only_avx512_can_is_clean(tmp_path):
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists() or "avx512vl" not in cpu.read_text():
+        pytest.skip("this machine has no avx512")
+    flags = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+    done = run(build(tmp_path, "chain_gram", "avx512", ADDRESS, *flags))
     assert done.returncode == 0 and done.stdout.startswith("ok"), (done.stdout + done.stderr)[-3000:]
 
 
