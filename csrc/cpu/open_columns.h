@@ -1,7 +1,7 @@
 // The open columns of a row, those whose gate is not 0: packed side by side, and added back to their places.
 #pragma once
 
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
 #include <immintrin.h>
 #endif
 
@@ -15,7 +15,7 @@ struct OpenColumns {
   int64_t count;
   int32_t* node;  // [count, then to a whole vector]
   T* gate;        // the same, 0 after the last
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
   int64_t vectors;
   uint16_t* bits;   // [vectors], which columns of a vector are open
   int32_t* before;  // [vectors], how many open columns are before it
@@ -23,7 +23,7 @@ struct OpenColumns {
 
   void lay_out(Arena& arena, int64_t columns) {
     node = arena.template take<int32_t>(padded<T>(columns)), gate = arena.template take<T>(padded<T>(columns));
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
     vectors = padded<T>(columns) / Simd<T>::lanes;
     bits = arena.template take<uint16_t>(vectors), before = arena.template take<int32_t>(vectors);
 #endif
@@ -31,7 +31,7 @@ struct OpenColumns {
 
   void find(const T* gates, int64_t columns) {
     count = 0;
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
     constexpr int lanes = Simd<T>::lanes;
     vectors = padded<T>(columns) / lanes;
     for (int64_t v = 0; v < vectors; ++v) bits[v] = 0, before[v] = 0;
@@ -39,7 +39,7 @@ struct OpenColumns {
     for (int64_t k = 0; k < columns; ++k) {
       const bool open = !(gates[k] == 0);  // NaN is kept
       node[count] = int32_t(k), gate[count] = gates[k];
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
       bits[k / lanes] |= uint16_t(open) << k % lanes;
       if (k % lanes == 0) before[k / lanes] = int32_t(count);
 #endif
@@ -49,7 +49,7 @@ struct OpenColumns {
   }
 };
 
-#ifdef __AVX512F__
+#ifdef FASTSPEC_AVX512
 
 inline __m512 load_open(uint16_t bits, const float* p) { return _mm512_maskz_loadu_ps(bits, p); }
 inline __m512d load_open(uint16_t bits, const double* p) { return _mm512_maskz_loadu_pd(__mmask8(bits), p); }
