@@ -21,8 +21,8 @@ DPI = 80
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.deep_gaussian", description=__doc__)
-    for name in PARTS:
-        about = f"folders of runs of `fastspec deep --preset {name}`, one or more"
+    for name, part in PARTS.items():
+        about = f"folders of runs of `{part.command}`, one or more"
         parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", dest=name, help=about)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     given = parser.parse_args(arguments)

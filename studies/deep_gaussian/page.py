@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import xarray as xr
 
@@ -20,16 +21,43 @@ and learning rates on it, as torch.nn.MSELoss. A reading is met where the mean o
 beside it."""
 RARE_NODES = """Every seed has a teacher of its own. A teacher node that is active on few of the inputs, or inactive \
 on few, is seen by few gradients, and students of 40 epochs may not have it yet: the table of teacher nodes active on \
-5 to 95 % of the inputs leaves those out. The authors' code measures on 192 samples, on which such a node is constant \
-or active once or twice, so that its largest correlation with one of hundreds of student nodes is high by chance."""
+5 to 95 % of the inputs leaves those out. It is not the measurement: on 192 samples at a time, as the authors' code \
+measures, these students score 0.9999, 0.958, 0.899 and 0.865 (mean over 200 draws), and 0.978, 0.912 and 0.927 in \
+layers 2 to 4 where nodes constant on the draw are left out. Nor is it the learning rate alone, of which the paper \
+gives 0.05 to 0.1. The next part has what makes the difference."""
+TUNED = """Hidden biases of the teacher are shifted so that every node is active on half of the inputs, as Student \
+Specialization does it, and the learning rate is the larger of Luck Matters'. Then all readings at the end are met; the \
+lowest layer takes a little longer. Either change alone does not do it: the untuned teachers at 0.1 end at 0.9999, \
+0.947, 0.875 and 0.868, the tuned ones at 0.05 at 0.9997, 0.984, 0.917 and 0.896 (means of five seeds). The published \
+code of Luck Matters does not shift biases, so the published teacher may simply have had few rare nodes."""
 DISTINCT = """All students make the same number of steps. With few distinct samples they fit those (the difference in \
 training) and not the teacher (the held-out difference)."""
+
+
+class Part(NamedTuple):
+    """What is made of the runs of one command."""
+
+    title: str
+    readings: Sequence[Reading]
+    remark: str
+    command: str
+
+
 PARTS = {
-    "luck-matters": ("Luck Matters: a student ten times as wide", LUCK_MATTERS, RARE_NODES),
-    "student-specialization": (
+    "luck-matters": Part(
+        "Luck Matters: a student ten times as wide", LUCK_MATTERS, RARE_NODES, "fastspec deep --preset luck-matters"
+    ),
+    "luck-matters-tuned": Part(
+        "Luck Matters with every teacher node active on half of the inputs",
+        LUCK_MATTERS,
+        TUNED,
+        "fastspec deep --preset luck-matters --tuned --lr 0.1",
+    ),
+    "student-specialization": Part(
         "Student Specialization: few and many distinct samples",
         STUDENT_SPECIALIZATION,
         DISTINCT,
+        "fastspec deep --preset student-specialization",
     ),
 }
 
@@ -39,16 +67,14 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
     samples = next(iter(folders.values()))[0].config["evaluation_samples"]
     blocks: list[Block] = [Text(ABOUT.format(samples=samples))]
     for name, several in folders.items():
-        title, readings, remark = PARTS[name]
+        title, readings, remark, _ = PARTS[name]
         found, config = results[name], several[0].config
         blocks += [Heading(title), readings_table(found, readings, config["outputs"]), Text(remark)]
         blocks += deep_blocks(found, config, f"{name}-")[1:]  # without its heading
     blocks.append(Heading("Made with"))
     for name, several in folders.items():
         took = sum(seconds for f in several for parts in f.timings().values() for seconds in parts.values())
-        command = (
-            f"`fastspec deep --preset {name}`, {len(several)} runs, {took / 60:.1f} minutes in all, on busy cores."
-        )
+        command = f"`{PARTS[name].command}`, {len(several)} runs, {took / 60:.1f} minutes in all, on busy cores."
         blocks += [Text(command), provenance_table(several[0].provenance)]
     return blocks
 

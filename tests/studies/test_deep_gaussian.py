@@ -15,7 +15,7 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.results import RunFolder
 from studies import deep_gaussian
 from studies.deep_gaussian.__main__ import main
-from studies.deep_gaussian.page import readings_table
+from studies.deep_gaussian.page import PARTS, readings_table
 from studies.deep_gaussian.published import LUCK_MATTERS, Reading
 from studies.deep_gaussian.summary import joined
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
 
 
 def call(runs, out):
-    names = {"luck-matters": ("a", "b"), "student-specialization": ("few", "many")}
+    names = {"luck-matters": ("a", "b"), "luck-matters-tuned": ("b",), "student-specialization": ("few", "many")}
     given = [part for name, pair in names.items() for part in (f"--{name}", *(str(runs / one) for one in pair))]
     main([*given, "--out", str(out)])
 
@@ -49,7 +49,7 @@ def test_page_and_arrays(runs, tmp_path):
     assert "2 runs" in page and "≥ 0.9998" in page and "| 80 samples |" in page
     figures = {path.stem for path in (tmp_path / "figures").iterdir()}
     kinds = ("scores", "losses", "ranks", "matches", "blocks", "l-shape")
-    assert figures == {f"{name}-{kind}" for name in ("luck-matters", "student-specialization") for kind in kinds}
+    assert figures == {f"{name}-{kind}" for name in PARTS for kind in kinds}
     found = xr.load_dataset(tmp_path / "summary-luck-matters.nc")
     for seed, name in enumerate("ab"):
         alone = RunFolder.load(runs / name).results().sel(seed=0)
@@ -79,14 +79,15 @@ def test_other_runs_are_refused(runs, tmp_path):
         joined([RunFolder.load(runs / name) for name in ("a", "many")])
     Digits(hidden=(4,), multi=(1,), teacher_steps=2, student_steps=2, measurements=2).run(tmp_path / "digits")
     with pytest.raises(SystemExit, match="a run of 'digits'; takes a run of 'deep'"):
-        main(["--luck-matters", str(tmp_path / "digits"), "--student-specialization", str(runs / "few")])
+        main([f"--{name}={tmp_path / 'digits' if name == 'luck-matters' else runs / 'few'}" for name in PARTS])
 
 
 def test_the_committed_page_is_of_full_runs():
     page = (FOLDER / "README.md").read_text()
     assert "Beside the published readings, 5 seeds" in page and "Beside the published readings, 2 seeds" in page
-    for name, samples in (("luck-matters", [100_000]), ("student-specialization", [5_000, 100_000])):
+    for name in PARTS:
         found = xr.load_dataset(FOLDER / f"summary-{name}.nc")
+        samples = [5_000, 100_000] if name == "student-specialization" else [100_000]
         assert found.samples.values.tolist() == samples and (found.diverged_step == -1).all()
         assert found.step.values[-1] in (62_480, 312_500)
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 3_000_000
