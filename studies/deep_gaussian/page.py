@@ -26,8 +26,8 @@ measures, these students score 0.9999, 0.958, 0.899 and 0.865 (mean over 200 dra
 layers 2 to 4 where nodes constant on the draw are left out. Nor is it the learning rate alone, of which the paper \
 gives 0.05 to 0.1. The next part has what makes the difference."""
 TUNED = """Hidden biases of the teacher are shifted so that every node is active on half of the inputs, as Student \
-Specialization does it, and the learning rate is the larger of Luck Matters'. Then all readings at the end are met; the \
-lowest layer takes a little longer. Either change alone does not do it: the untuned teachers at 0.1 end at 0.9999, \
+Specialization does it, and the learning rate is the larger of Luck Matters'. Then all readings at the end are met; \
+the lowest layer takes a little longer. Either change alone does not do it: the untuned teachers at 0.1 end at 0.9999, \
 0.947, 0.875 and 0.868, the tuned ones at 0.05 at 0.9997, 0.984, 0.917 and 0.896 (means of five seeds). The published \
 code of Luck Matters does not shift biases, so the published teacher may simply have had few rare nodes."""
 DISTINCT = """All students make the same number of steps. With few distinct samples they fit those (the difference in \
