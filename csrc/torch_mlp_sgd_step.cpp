@@ -81,7 +81,9 @@ Tensor unknown(std::vector<int64_t> population, std::initializer_list<int64_t> m
 Stepped mlp_sgd_step(const Tensor& x, const Tensor& y, const Tensor& parameters, const std::optional<Tensor>& buffers,
                      const Tensor& indices, const Tensor& lr, const Tensor& diverged_step, std::vector<int64_t> widths,
                      std::vector<bool> bias, int64_t first_step, double momentum, double weight_decay,
-                     double negative_slope, double loss_limit, bool normalize, bool gradient_norms) {
+                     double negative_slope, double loss_limit, bool normalize, bool gradient_norms,
+                     StringHandle precision) {
+  check_precision(precision, x);
   DeepProblem p{};
   p.scalar = scalar_of(x);
   STD_TORCH_CHECK(p.scalar == Scalar::f32 || p.scalar == Scalar::f64,

@@ -13,21 +13,6 @@ using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 using MomentsAndActivations =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Takes `name` over, as a string handle of the C shim: the C++ layer's conversion to std::string leaks one each call.
-// The kernels compute all but fp64 in float32, at least as precise as asked.
-void check_precision(StringHandle name, const Tensor& tensor) {
-  const char* text;
-  size_t length;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &text));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(name, &length));
-  const std::string precision(text, length);
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(name));
-  const bool known =
-      precision == "fp64" || precision == "fp32" || precision == "tf32x3" || precision == "tf32" || precision == "bf16";
-  STD_TORCH_CHECK(known && (precision == "fp64") == (scalar_of(tensor) == Scalar::f64),
-                  "fastspec: precision is fp64 for float64 tensors, and fp32, tf32x3, tf32 or bf16 for others");
-}
-
 // [*networks, N, columns, *space]; `networks` says whether the first axis is there.
 Array array_of(const Tensor& tensor, bool networks) {
   const int64_t lead = networks ? 1 : 0;

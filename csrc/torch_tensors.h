@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <string>
 
 #include "fastspec/scalar.h"
 
@@ -34,6 +35,21 @@ inline Scalar scalar_of(const Tensor& tensor) {
 inline void check_alike(const Tensor& tensor, const Tensor& first) {
   STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), "fastspec: tensors must share one dtype");
   STD_TORCH_CHECK(tensor.is_cpu() && first.is_cpu(), "fastspec: tensors must lie on one device");
+}
+
+// Takes `name` over, as a string handle of the C shim: the C++ layer's conversion to std::string leaks one each call.
+// The kernels compute all but fp64 in float32, at least as precise as asked.
+inline void check_precision(StringHandle name, const Tensor& tensor) {
+  const char* text;
+  size_t length;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(name, &text));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(name, &length));
+  const std::string precision(text, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(name));
+  const bool known =
+      precision == "fp64" || precision == "fp32" || precision == "tf32x3" || precision == "tf32" || precision == "bf16";
+  STD_TORCH_CHECK(known && (precision == "fp64") == (scalar_of(tensor) == Scalar::f64),
+                  "fastspec: precision is fp64 for float64 tensors, and fp32, tf32x3, tf32 or bf16 for others");
 }
 
 struct Shape {  // at most [networks, nodes, nodes]

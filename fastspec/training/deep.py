@@ -17,6 +17,7 @@ from fastspec.measure import measure
 from fastspec.measurement import Measurement
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_integer, check_real, refuse
+from fastspec.ops.precision import check_precision
 from fastspec.training.checkpoints import digest
 from fastspec.training.deep_run import OnSnapshot, Report, Run, fingerprint
 from fastspec.training.inputs import multipliers_of, snapshot_steps
@@ -61,6 +62,7 @@ def train(
     optimizer: MakeOptimizer | None = None,
     normalize: bool = False,
     input_noise: float = 0.0,
+    precision: str | None = None,
     loss_limit: float | None = None,
     seed: int | Sequence[int] = 0,
     evaluation: Tensor | None = None,
@@ -88,6 +90,8 @@ def train(
     schedule: factors on lr: {epoch: factor from this epoch on}, a table [steps], or a function of the step.
     normalize: divide the weights of each node, but those of the last layer, by their norm after every step.
     input_noise: standard deviation of fresh Gaussian noise on every input of a batch; a teacher answers the noisy ones.
+    precision: of the products of students that the op trains, on a GPU "tf32x3", "tf32" or "bf16" too (see
+        `fastspec.ops.precision.check_precision`); weights keep their dtype. None is that of the dtype.
     loss_limit: batch loss at which a student counts as diverged and stops, before the step; None is 1e8 x the loss of
         a student that answers 0 (x 1 for cross-entropy). NaN and infinity always do.
     seed: of batches and noise; for a list of students one for all, or one each.
@@ -118,6 +122,11 @@ def train(
     if optimizer is not None and (momentum or weight_decay):
         refuse("optimizer", "one together with momentum or weight_decay", "options of its own, as by functools.partial")
     _check_students(students, population, optimizer, group)
+    by_op = population or (optimizer is None and group is None and is_plain(students[0]))
+    if by_op:
+        precision = check_precision(precision, next(students[0].parameters()).dtype)
+    elif precision is not None:
+        refuse("precision", f"{precision!r} with a student that autograd trains", "None, or students of the op")
     seeds = _seeds(seed, len(students))
     lessons = Lessons(
         teacher, students, data, loss,
@@ -135,9 +144,9 @@ def train(
     if evaluation is not None:
         _check_evaluation(teacher, evaluation, students[0])
     limit = LIMIT * lessons.scale() or math.inf if loss_limit is None else float(loss_limit)
-    rule = Rule(momentum=float(momentum), weight_decay=float(weight_decay), normalize=bool(normalize), loss_limit=limit)
+    rule = Rule(float(momentum), float(weight_decay), bool(normalize), limit, precision)
     updates: Updates
-    if population or (optimizer is None and group is None and is_plain(students[0])):
+    if by_op:
         updates = ByOp(students, rule, population=population)  # type: ignore[arg-type]
     else:
         updates = ByAutograd(students[0], rule, optimizer=optimizer, lr=lr, group=group)
@@ -154,6 +163,8 @@ def train(
             "momentum": rule.momentum, "weight_decay": rule.weight_decay, "normalize": rule.normalize,
             "loss_limit": repr(limit), "seeds": seeds, "evaluation": digest(evaluation) if run.keeps else None,
         }  # fmt: skip
+        if rule.precision not in (None, "fp32", "fp64"):  # those of checkpoints that do not say
+            options["precision"] = rule.precision
         run.resume(checkpoint, fingerprint(options, lessons, updates))
     run.go(checkpoint_every, progress)
     for network in students:

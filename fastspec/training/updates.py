@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,14 @@ from fastspec.training.lessons import Batches
 MakeOptimizer: TypeAlias = Callable[..., Optimizer]
 
 
-class Rule:
-    """What a step is: the options that both ways share."""
+class Rule(NamedTuple):
+    """What a step is: the options that both ways share, and the precision of the op's products."""
 
-    def __init__(self, *, momentum: float, weight_decay: float, normalize: bool, loss_limit: float):
-        self.momentum, self.weight_decay = momentum, weight_decay
-        self.normalize, self.loss_limit = normalize, loss_limit
+    momentum: float
+    weight_decay: float
+    normalize: bool
+    loss_limit: float
+    precision: str | None
 
 
 class Updates(ABC):
@@ -91,6 +93,7 @@ class ByOp(Updates):
             negative_slope=self.networks[0].negative_slope,
             loss_limit=self.rule.loss_limit,
             normalize=self.rule.normalize,
+            precision=self.rule.precision,
             check=False,
         )
         self.parameters, self.buffers, self.diverged_step = out.parameters, out.buffers, out.diverged_step.cpu()

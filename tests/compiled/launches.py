@@ -11,9 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,6 +22,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastspec.ops.backward_gram import triton as backward_gram
 from fastspec.ops.cross_moments import triton as cross_moments
@@ -29,7 +30,7 @@ from fastspec.ops.gpu import accumulate, devices
 from fastspec.ops.layer_moments import plans
 from fastspec.ops.layer_moments import triton as layer_moments
 from fastspec.ops.linear_relu import triton as linear_relu
-from fastspec.ops.mlp_sgd_step import parameter_count, room
+from fastspec.ops.mlp_sgd_step import matrix_room, parameter_count, room, students
 from fastspec.ops.mlp_sgd_step import triton as mlp_sgd_step
 from fastspec.ops.precision import PRECISIONS
 
@@ -49,8 +50,15 @@ LAUNCHED = (
     (room, "layer_kernel"),
     (room, "loss_kernel"),
     (room, "update_kernel"),
-    (room, "norms_kernel"),
-    (room, "normalize_kernel"),
+    (students, "norms_kernel"),
+    (students, "normalize_kernel"),
+    (matrix_room, "up_kernel"),
+    (matrix_room, "down_kernel"),
+    (matrix_room, "update_matrix_kernel"),
+    (matrix_room, "labels_kernel"),
+    (matrix_room, "stop_kernel"),
+    (matrix_room, "operands_kernel"),
+    (matrix_room, "gather_kernel"),
 )
 
 
@@ -71,6 +79,8 @@ class Launch(NamedTuple):
             value, special = self.arguments[name], not self.kernel.params[i].do_not_specialize
             if name in compile_time or value is None or (isinstance(value, int) and value == 1 and special):
                 signature[name], constants[name] = "constexpr", value
+            elif isinstance(value, TensorDescriptor):
+                signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
             elif isinstance(value, torch.Tensor):
                 signature[name] = f"*{TYPES[value.dtype]}"
                 if value.data_ptr() % 16 == 0:
@@ -140,10 +150,10 @@ def recorded() -> Iterator[list[Launch]]:
 def calls(architecture: int) -> dict[str, Launch]:
     """Every kernel x plan x precision, by name, with the widths of common studies, as a device launches it."""
     with device(architecture):
-        return _calls()
+        return _calls(whole=architecture == 90)
 
 
-def _calls() -> dict[str, Launch]:
+def _calls(whole: bool) -> dict[str, Launch]:
     named: dict[str, Launch] = {}
 
     def keep(name: str, launches: list[Launch], kernels: tuple[str, ...]) -> None:
@@ -195,6 +205,16 @@ def _calls() -> dict[str, Launch]:
                     parts = ["down" if given["DOWN"] else "up", "hidden" if given["HIDDEN"] else "top"]
                     parts += ["in parts"] if given["p_parts"] is not None else []
                 keep(", ".join([TYPES[dtype], what, *parts]), [launch], (launch.kernel.__name__,))
+    for size, precision, everything in MATRIX if whole else MATRIX[:2]:
+        widths, batch = ([4096] * 5, 8192) if size == "large" else (SMALL, 64)
+        with recorded() as launches:
+            mlp_sgd_step.mlp_sgd_step(*_deep(torch.float32, batch, everything, precision, widths, "meta"))
+        for launch in launches:
+            given, kernel = launch.arguments, launch.kernel.__name__
+            kind = [given["KIND"]] if "KIND" in given else []
+            kind += ["answers"] if given.get("PRECISION") == "fp32" else []
+            what = "labels and all options" if everything else "plain"
+            keep(", ".join([precision, size, what, *kind]), [launch], (kernel,))
     distinct: dict[str, str] = {}  # many calls come to the same kernel
     for name in sorted(named):
         launch = named[name]
@@ -202,16 +222,31 @@ def _calls() -> dict[str, Launch]:
     return {name: named[name] for name in distinct.values()}
 
 
-def _deep(dtype: torch.dtype, batch: int, everything: bool = False) -> tuple[Any, ...]:
-    """A call of the largest student of Luck Matters' teachers at ten times their width."""
-    widths = [20, 500, 750, 1000, 1250, 100]
-    bias = [True] * 5
-    x, y = torch.zeros(200, 20, dtype=dtype), torch.zeros(200, 100, dtype=dtype)
-    parameters = torch.zeros(parameter_count(widths, bias), dtype=dtype)
-    rows, rates, diverged = torch.zeros(1, batch, dtype=torch.int64), torch.zeros(1).double(), torch.tensor(-1)
+MATRIX = (  # students on matrix units: how large, precision, with all options; the first two on every device
+    ("large", "bf16", False), ("large", "tf32", False), ("large", "bf16", True), ("large", "tf32", True),
+    ("small", "bf16", False), ("small", "tf32", True), ("small", "tf32x3", False),
+)  # fmt: skip
+SMALL = [20, 500, 750, 1000, 1250, 100]  # the largest student of Luck Matters' teachers at ten times their width
+
+
+def _deep(
+    dtype: torch.dtype,
+    batch: int,
+    everything: bool = False,
+    precision: str | None = None,
+    widths: Sequence[int] = SMALL,
+    device: str = "cpu",
+) -> tuple[Any, ...]:
+    """A call of one step."""
+    bias = [True] * (len(widths) - 1)
+    zeros = partial(torch.zeros, device=device)
+    x, y = zeros(200, widths[0], dtype=dtype), zeros(200, widths[-1], dtype=dtype)
+    parameters = zeros(parameter_count(widths, bias), dtype=dtype)
+    rows, rates, diverged = zeros(1, batch, dtype=torch.int64), zeros(1).double(), zeros((), dtype=torch.int64)
     rule = (0.9, 0.1, 0.1, 1e9, True, True) if everything else (0.0, 0.0, 0.0, 1e9, False, False)
-    labels = torch.zeros(200, dtype=torch.int64)
-    return x, labels if everything else y, parameters, None, rows, rates, diverged, widths, bias, 0, *rule
+    labels = zeros(200, dtype=torch.int64)
+    given = x, labels if everything else y, parameters, None, rows, rates, diverged, widths, bias, 0, *rule
+    return *given, precision or TYPES[dtype]
 
 
 def _layer(m: int, dtype: torch.dtype, inputs: int = 100) -> tuple[torch.Tensor, ...]:

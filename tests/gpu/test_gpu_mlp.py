@@ -66,7 +66,7 @@ def test_float32_is_as_exact_as_plain_torch():
     truth = train(x.double(), y.double(), flat.double(), widths, rows, device="cpu").parameters
     rates, diverged = torch.full((100,), 0.02, dtype=torch.float64, device=DEVICE), torch.tensor(-1, device=DEVICE)
     there = [t.to(DEVICE) for t in (x, y, flat)]
-    rule = (0, 0.0, 0.0, 0.0, math.inf, False, False)
+    rule = (0, 0.0, 0.0, 0.0, math.inf, False, False, "fp32")
     plain = reference.mlp_sgd_step(*there, None, rows.to(DEVICE), rates, diverged, widths, [True] * 4, *rule)[0].cpu()
     floor = 4 * torch.finfo(torch.float32).eps * 100**0.5 * truth.abs().max()
     assert (train(x, y, flat, widths, rows).parameters - truth).abs().max() <= 2 * (plain - truth).abs().max() + floor
@@ -157,7 +157,7 @@ def test_compiled(way):
 def test_dispatcher():
     x, y, flat, widths, rows = (t.to(DEVICE) if isinstance(t, Tensor) else t for t in problem(students=(2,), steps=3))
     rates, diverged = torch.full((3,), 0.01, dtype=torch.float64, device=DEVICE), torch.full((2,), -1, device=DEVICE)
-    rule = (0, 0.5, 0.0, 0.0, math.inf, False, True)
+    rule = (0, 0.5, 0.0, 0.0, math.inf, False, True, "fp64")
     given = (x, y, flat, None, rows, rates, diverged, widths, [True] * 4, *rule)
     torch.library.opcheck(torch.ops.fastspec.mlp_sgd_step.default, given)
 

@@ -6,6 +6,7 @@ And makes it faster: functions that a kernel calls find the language patched alr
 from __future__ import annotations
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
@@ -25,9 +26,15 @@ def operand(block: interpreter.TensorHandle, truncated: bool) -> interpreter.Ten
     return block
 
 
+def nearest_bf16(values: np.ndarray) -> np.ndarray:
+    """The bits of float32 values in bf16, ties to even; the interpreter by itself truncates."""
+    found = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
+    return found.view(torch.int16).numpy().view(np.uint16)
+
+
 def correct(monkeypatch) -> None:
     builder, call = type(interpreter.interpreter_builder), interpreter.GridExecutor.__call__
-    dot, patch, patched = builder.create_dot, interpreter._patch_lang, set()
+    dot, cast, patch, patched = builder.create_dot, builder.cast_impl, interpreter._patch_lang, set()
 
     def launch(self, *args, **kwargs):
         named = dict(zip(self.arg_names, args, strict=False)) | kwargs
@@ -47,6 +54,12 @@ def correct(monkeypatch) -> None:
         truncated = precision == ir.INPUT_PRECISION.TF32 and a.dtype == tl.float32
         return dot(self, operand(a, truncated), operand(b, truncated), total, precision, *rest)
 
+    def converted(self, source, kind):
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            return interpreter.TensorHandle(nearest_bf16(source.data), tl.bfloat16)
+        return cast(self, source, kind)
+
+    monkeypatch.setattr(builder, "cast_impl", converted)
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)
     monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
     monkeypatch.setattr(builder, "create_dot", product)

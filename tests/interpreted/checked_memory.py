@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOBODY, MANY, RELEASED = -1, -2, -3
 
@@ -68,7 +69,8 @@ def watch(monkeypatch) -> None:
     atomic = builder.create_atomic_rmw
 
     def launch(self, *args, **kwargs):
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        given = [x.base if isinstance(x, TensorDescriptor) else x for x in (*args, *kwargs.values())]
+        tensors = [x for x in given if isinstance(x, torch.Tensor)]
         launches.append(Launch(tensors))
         call(self, *args, **kwargs)
         launches.pop()
@@ -77,9 +79,9 @@ def watch(monkeypatch) -> None:
         (x, y, z), (_, height, depth) = self.grid_idx, self.grid_dim
         return (x * height + y) * depth + z
 
-    def checked_load(self, pointers, mask, *rest):
+    def checked_load(self, pointers, mask, *rest, **options):
         launches[-1].load(pointers.data, mask.data, program(self))
-        return load(self, pointers, mask, *rest)
+        return load(self, pointers, mask, *rest, **options)
 
     def checked_store(self, pointers, value, mask, *rest):
         launches[-1].store(pointers.data, mask.data, program(self))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastspec.ops.mlp_sgd_step import parameter_count, room
+from fastspec.ops.mlp_sgd_step import parameter_count, room, students
 from fastspec.ops.mlp_sgd_step import triton as kernels
 
 WIDTHS, BIAS = [5, 9, 3], [True, True]
@@ -30,7 +30,7 @@ class Graph:
 def captured(monkeypatch):
     """One room for all calls, as on a GPU; returns the steps of every launch."""
     launched, launch, kept = [], room.Room.launch, {}
-    monkeypatch.setattr(room, "STEPS", 4)
+    monkeypatch.setattr(students, "STEPS", 4)
 
     def launches(self, steps):
         launched.append(steps)
@@ -63,7 +63,7 @@ def call(steps, seed=0, *, students=2, momentum=0.5, factor=1.0):
     flat = 0.3 * torch.randn(students, parameter_count(WIDTHS, BIAS), generator=g)
     flat[0] *= factor
     rows, rates = torch.randint(20, (steps, 4), generator=g), torch.full((steps,), 0.01, dtype=torch.float64)
-    rule = (0, momentum, 0.0, 0.0, 1e6, False, True)
+    rule = (0, momentum, 0.0, 0.0, 1e6, False, True, "fp32")
     return kernels.mlp_sgd_step(x, y, flat, None, rows, rates, torch.full((students,), -1), WIDTHS, BIAS, *rule)
 
 
@@ -130,9 +130,9 @@ def test_rooms_are_kept_by_problem_and_stream(monkeypatch):
 
 def test_a_room_holds_as_many_steps_as_there_is_memory_for(monkeypatch):
     layout = kernels.Layout(tuple(WIDTHS), tuple(BIAS), 4, False)
-    rule = (0.0, 0.0, 0.0, math.inf, False, False)
+    rule = (0.0, 0.0, 0.0, math.inf, False, False, "fp32", None)
     found = []
     for limit in (10**6, 4 * 4 * (8 + 4) * 7, 10):
-        monkeypatch.setattr(room, "GATHERED", limit)
-        found.append(room.Room(room.Problem(layout, 1, False, False, *rule, torch.device("cpu"))).steps)
+        monkeypatch.setattr(students, "GATHERED", limit)
+        found.append(room.Room(students.Problem(layout, 1, False, False, *rule, torch.device("cpu"))).steps)
     assert found == [16, 4, 1]

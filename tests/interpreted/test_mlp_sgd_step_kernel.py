@@ -9,7 +9,16 @@ import torch
 from placed import KINDS, placed
 from torch import Tensor
 
-from fastspec.ops.mlp_sgd_step import Stepped, layers_of, mlp_sgd_step, parameter_count, reference, room, shapes
+from fastspec.ops.mlp_sgd_step import (
+    Stepped,
+    layers_of,
+    mlp_sgd_step,
+    parameter_count,
+    reference,
+    room,
+    shapes,
+    students,
+)
 from fastspec.ops.mlp_sgd_step import triton as kernels
 
 DEEP = [7, 12, 21, 10, 3]
@@ -24,10 +33,11 @@ def smaller(monkeypatch):
     monkeypatch.setattr(shapes, "PROGRAMS", 30)
     monkeypatch.setattr(shapes, "layer_tiles", lambda *_: shapes.Tiles(8, 16, 8, 4, 1))
     monkeypatch.setattr(shapes, "update_tiles", lambda *_: shapes.Tiles(8, 16, 16, 4, 1))
-    monkeypatch.setattr(room, "STEPS", 2)
-    monkeypatch.setattr(room, "SQUARES", 2)
+    monkeypatch.setattr(students, "STEPS", 2)
+    monkeypatch.setattr(students, "SQUARES", 2)
     monkeypatch.setattr(room, "LOSSES", 16)
-    monkeypatch.setattr(room, "NORMALIZED", (4, 8))
+    for module in (room, students):
+        monkeypatch.setattr(module, "NORMALIZED", (4, 8))
     room.tables.cache_clear()
     yield
     room.tables.cache_clear()
@@ -52,7 +62,8 @@ def double(given):
 
 
 def run(way, given, **rule) -> Stepped:
-    rule = {**RULE, "normalize": False, "gradient_norms": False, **rule}
+    precision = "fp64" if given[0].dtype == torch.float64 else "fp32"
+    rule = {**RULE, "normalize": False, "gradient_norms": False, "precision": precision, **rule}
     return Stepped(*way.mlp_sgd_step(*given, *rule.values()))
 
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from fastspec.ops.mlp_sgd_step import Stepped, in_place, layers_of, mlp_sgd_step, parameter_count, reference
+from fastspec.ops.precision import rounded
 
 OP = torch.ops.fastspec.mlp_sgd_step.default
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -139,8 +140,8 @@ def test_integers_are_exact(students):
     given = (x, y, flat, None, rows, torch.full((1,), 2.0**-3).double(), torch.full(population, -1), widths, [True] * 3)
     rule = (0, 0.0, 0.0, 0.25, math.inf, False, False)
     one, two = (
-        OP(*given, *rule),
-        reference.mlp_sgd_step(*(t.double() if i < 3 else t for i, t in enumerate(given)), *rule),
+        OP(*given, *rule, "fp32"),
+        reference.mlp_sgd_step(*(t.double() if i < 3 else t for i, t in enumerate(given)), *rule, "fp64"),
     )
     assert not torch.equal(one[0], flat)
     assert torch.equal(one[0].double(), two[0])
@@ -255,13 +256,64 @@ def test_float32_is_as_near_to_float64_as_autograd():
     assert (ours - exact).norm() <= 2 * (theirs - exact).norm() + 1e-7 * exact.norm()
 
 
+class Rounded(torch.autograd.Function):
+    """A layer whose products take in rounded operands, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
+        ctx.operands, ctx.precision = (rounded(x, precision), rounded(weight, precision)), precision
+        return ctx.operands[0] @ ctx.operands[1].T + bias
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        (x, weight), g = ctx.operands, rounded(g, ctx.precision)
+        return g @ weight, g.T @ x, g.sum(0), None
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["squares", "labels"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("backend", ["in place", "reference"])
+def test_operands_are_rounded(backend, precision, labels, monkeypatch):
+    """Against autograd through layers that round."""
+    monkeypatch.setattr("fastspec.ops.mlp_sgd_step._op", BACKENDS[backend])
+    x, y, parameters = problem(dtype=torch.float32, labels=labels)
+    rows, options = batches(6), {"lr": 0.05, "momentum": 0.5, "gradient_norms": True}
+    with monkeypatch.context() as m:
+        m.setattr(F, "linear", lambda h, w, b: Rounded.apply(h, w, b, precision))
+        flat, buffer, losses, norms = by_autograd(x, y, parameters, DEEP, rows, 0.05, momentum=0.5)
+    out = mlp_sgd_step(x, y, parameters, DEEP, indices=rows, precision=precision, **options)
+    plain = mlp_sgd_step(x, y, parameters, DEEP, indices=rows, **options)
+    for got, want, other in zip(out[:4], (flat, buffer, losses, norms), plain[:4], strict=True):
+        error, scale = (got - want).abs().max(), want.abs().max()
+        assert error < 1e-5 * scale and (other - want).abs().max() > 20 * error, precision
+
+
+@pytest.mark.parametrize("students", [None, 2])
+def test_in_place_rounds_as_specified(students):
+    given = arguments(students=students, momentum=0.5)[:-1]
+    for precision in ("tf32", "bf16", "tf32x3"):
+        one, two = (way.mlp_sgd_step(*given, precision) for way in (in_place, reference))
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.native
+def test_the_kernel_of_the_cpu_computes_in_float32_whatever_is_asked():
+    given = arguments(momentum=0.5)[:-1]
+    plain = OP(*given, "fp32")
+    for precision in ("tf32x3", "tf32", "bf16"):
+        assert all(torch.equal(a, b) for a, b in zip(plain, OP(*given, precision), strict=True))
+    with pytest.raises(RuntimeError, match="precision is fp64 for float64"):
+        OP(*given, "fp64")
+
+
 def arguments(students=None, momentum=0.0, labels=False, own=False) -> tuple:
     x, y, flat = problem(students=students, dtype=torch.float32, labels=labels)
     rows = batches(3, 4, students if own else None)
     diverged = torch.full(flat.shape[:-1], -1)
     rates = torch.full((3,), 0.01, dtype=torch.float64)
     buffers = torch.ones_like(flat) if momentum else None
-    rule = (0, momentum, 0.0, 0.0, math.inf, False, True)
+    rule = (0, momentum, 0.0, 0.0, math.inf, False, True, "fp32")
     return (x, y, flat, buffers, rows, rates, diverged, DEEP, [True] * 4, *rule)
 
 
@@ -277,7 +329,7 @@ def test_fake_tensors_on_cuda():
         x, y, flat = (torch.empty(s, device="cuda") for s in ((9, D), (9, C), (2, parameter_count(DEEP, [True] * 4))))
         rows = torch.empty(3, 4, dtype=torch.int64, device="cuda")
         rates, diverged = torch.empty(3, device="cuda").double(), torch.empty(2, dtype=torch.int64, device="cuda")
-        rule = (0, 0.9, 0.0, 0.0, math.inf, False, False)
+        rule = (0, 0.9, 0.0, 0.0, math.inf, False, False, "fp32")
         out = OP(x, y, flat, None, rows, rates, diverged, DEEP, [True] * 4, *rule)
     assert [tuple(t.shape) for t in out] == [tuple(flat.shape)] * 2 + [(2, 3), (0,), (2,)]
     assert {t.device.type for t in out} == {"cuda"}
@@ -328,6 +380,8 @@ BAD = {
     "weight_decay": ({"weight_decay": -1.0}, ValueError, "weight_decay: got -1.0"),
     "negative_slope": ({"negative_slope": 2.0}, ValueError, "negative_slope: got 2.0"),
     "loss_limit": ({"loss_limit": 0.0}, ValueError, "loss_limit: got 0.0"),
+    "precision": ({"precision": "fp16"}, ValueError, "precision: got 'fp16'"),
+    "precision of float64": ({"precision": "bf16"}, ValueError, "precision: got 'bf16'; takes 'fp64'"),
 }
 
 

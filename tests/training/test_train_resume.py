@@ -145,6 +145,7 @@ def test_measurements_that_a_checkpoint_does_not_have_are_refused(tmp_path):
         ({"normalize": True}, "normalize"),
         ({"replacement": True}, "replacement"),
         ({"input_noise": 0.1}, "input_noise"),
+        ({"precision": "tf32"}, "precision"),
         ({"fresh": False, "evaluation": None}, "evaluation"),
         ({"optimizer": torch.optim.Adam}, "optimizer"),
         ({"students": 2}, "student, parameters"),

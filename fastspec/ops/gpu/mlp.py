@@ -266,17 +266,30 @@ def update_kernel(
 
 
 @triton.jit
+def moved(b_w, b_sum, rate, decay, batch):
+    """Values after a step of torch.optim.SGD without momentum by the gradient b_sum / batch."""
+    return tl.cast(1 - rate * decay, b_w.dtype) * b_w + tl.cast(-rate / batch, b_w.dtype) * b_sum
+
+
+@triton.jit
+def gathered(b_v, b_w, b_sum, momentum, decay, batch):
+    """Momentum buffers after it; the values then move by -rate times these."""
+    SUM: tl.constexpr = b_w.dtype
+    mean = tl.cast(tl.cast(1.0, tl.float64) / batch, SUM)  # to divide every element would cost registers
+    return tl.cast(momentum, SUM) * b_v + mean * b_sum + tl.cast(decay, SUM) * b_w
+
+
+@triton.jit
 def step(p_parameters, p_buffers, o_block, m_block, b_sum, rate, momentum, decay, batch):
-    """A step of torch.optim.SGD by the gradient b_sum / batch."""
-    SUM: tl.constexpr = p_parameters.dtype.element_ty
+    """A block of parameters moved, and of their buffers if there are any."""
     b_w = tl.load(p_parameters + o_block, mask=m_block, other=0.0)
     if p_buffers is None:
-        b_w = tl.cast(1 - rate * decay, SUM) * b_w + tl.cast(-rate / batch, SUM) * b_sum
+        b_w = moved(b_w, b_sum, rate, decay, batch)
     else:
         b_v = tl.load(p_buffers + o_block, mask=m_block, other=0.0)
-        b_v = tl.cast(momentum, SUM) * b_v + b_sum / batch + tl.cast(decay, SUM) * b_w
+        b_v = gathered(b_v, b_w, b_sum, momentum, decay, batch)
         tl.store(p_buffers + o_block, b_v, mask=m_block)
-        b_w -= tl.cast(rate, SUM) * b_v
+        b_w -= tl.cast(rate, b_w.dtype) * b_v
     tl.store(p_parameters + o_block, b_w, mask=m_block)
 
 

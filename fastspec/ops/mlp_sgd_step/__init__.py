@@ -13,6 +13,7 @@ from fastspec.ops import library
 from fastspec.ops.checks import check_finite, check_integer, check_real, check_same_kind, check_tensor, refuse, shape
 from fastspec.ops.mlp_sgd_step import in_place, reference
 from fastspec.ops.mlp_sgd_step.reference import layers_of, parameter_count
+from fastspec.ops.precision import check_precision
 
 __all__ = ["Stepped", "layers_of", "mlp_sgd_step", "parameter_count"]
 
@@ -44,6 +45,7 @@ def _fake(
     loss_limit: float,
     normalize: bool,
     gradient_norms: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *population, count = parameters.shape
     loss = x.new_empty((*population, indices.shape[-2]), dtype=torch.float64)
@@ -61,7 +63,7 @@ library.define(
     "mlp_sgd_step",
     "(Tensor x, Tensor y, Tensor parameters, Tensor? buffers, Tensor indices, Tensor lr, Tensor diverged_step, "
     "int[] widths, bool[] bias, int first_step, float momentum, float weight_decay, float negative_slope, "
-    "float loss_limit, bool normalize, bool gradient_norms) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float loss_limit, bool normalize, bool gradient_norms, str precision) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.mlp_sgd_step,
     triton="fastspec.ops.mlp_sgd_step.triton:mlp_sgd_step",
     faster=in_place.mlp_sgd_step,
@@ -153,6 +155,7 @@ def mlp_sgd_step(
     loss_limit: float = math.inf,
     normalize: bool = False,
     gradient_norms: bool = False,
+    precision: str | None = None,
     check: bool = True,
 ) -> Stepped:
     """One step of SGD for each row of `indices`, by a deep ReLU network or by P of one shape, each on its own.
@@ -167,6 +170,9 @@ def mlp_sgd_step(
     zeros. negative_slope: in [0, 1]; the gate is off at a pre-activation of 0.
     normalize: after every step the weight vector of each hidden node, without its bias, is divided by its norm.
     gradient_norms: also return the norm of every layer's gradient (weight and bias together, without weight decay).
+    precision: of the products, see `fastspec.ops.precision.check_precision`; None is that of the dtype. Parameters stay
+    in x's dtype; what products take in is rounded each time: inputs, weights, activations, and the gradients with
+    respect to pre-activations, of which the gradient of a bias is the sum.
     check: look at every value for NaN and infinity, and at every index; False where the caller knows them to be right.
     A student stops at the step at which its batch loss exceeds `loss_limit` or is not finite: it keeps the parameters
     that gave that loss, its buffers are zero, and `diverged_step` [*P] int64 says which step it was, counted from
@@ -229,6 +235,7 @@ def mlp_sgd_step(
         loss_limit,
         normalize,
         gradient_norms,
+        check_precision(precision, x.dtype),
     )
     moved, kept, loss, norms, diverged = out
     return Stepped(moved, kept if momentum else None, loss, norms if gradient_norms else None, diverged)

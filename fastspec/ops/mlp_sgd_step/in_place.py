@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastspec.ops.mlp_sgd_step.reference import layers_of, loss_and_residual, normalize_
+from fastspec.ops.precision import rounded
 
 close_gates = torch.ops.aten.threshold_backward.grad_input
 slope_gates = torch.ops.aten.leaky_relu_backward.grad_input
@@ -25,9 +27,11 @@ class Student:
         widths: Sequence[int],
         bias: Sequence[bool],
         negative_slope: float,
+        precision: str = "fp32",
     ):
         population = parameters.shape[:-1]
         self.slope, self.batch, self.many = negative_slope, batch, bool(population)
+        self.operand = partial(rounded, precision=precision)
         self.layers = layers_of(parameters, widths, bias)
         self.learning = self.layers if buffers is None else layers_of(buffers, widths, bias)  # what gradients go into
         room = [
@@ -43,6 +47,7 @@ class Student:
         top = len(self.layers) - 1
         for i, (weight, b) in enumerate(self.layers):
             out = self.activations[i]
+            x, weight = self.operand(x), self.operand(weight)
             if b is None:
                 product(x, weight.mT, out=out)
             else:
@@ -58,8 +63,9 @@ class Student:
         g [*P, B, C]: the gradient with respect to the outputs. norms: a row to fill with the norms of the gradients.
         """
         for i in reversed(range(len(self.layers))):
-            h = self.activations[i - 1] if i else x
+            h, g = self.activations[i - 1] if i else x, self.operand(g)
             below = self._gated(i, g, h) if i else g  # by the weights before their step
+            h = self.operand(h)
             if norms is not None:
                 norms[..., i] = self._norm(g, h, self.layers[i][1] is not None)
             weight, b = self.learning[i]
@@ -76,7 +82,7 @@ class Student:
     def _gated(self, i: int, g: Tensor, h: Tensor) -> Tensor:
         """The gradient with respect to the pre-activations below layer i."""
         below = self.gradients[i - 1]
-        (torch.bmm if self.many else torch.mm)(g, self.layers[i][0], out=below)
+        (torch.bmm if self.many else torch.mm)(g, self.operand(self.layers[i][0]), out=below)
         if self.slope:
             return slope_gates(below, h, self.slope, True, grad_input=below)
         return close_gates(below, h, 0, grad_input=below)
@@ -105,6 +111,7 @@ def mlp_sgd_step(
     loss_limit: float,
     normalize: bool,
     gradient_norms: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Parameters, buffers (empty without momentum), losses, gradient norms (empty unless asked for), diverged steps."""
     population, (steps, batch) = parameters.shape[:-1], indices.shape[-2:]
@@ -116,7 +123,7 @@ def mlp_sgd_step(
     losses = x.new_full((*population, steps), math.nan, dtype=torch.float64)
     norms = x.new_full((*population, steps, len(widths) - 1), math.nan, dtype=torch.float64)
     stopped = _Stopped(parameters, buffers if momentum else None, diverged)
-    student = Student(parameters, buffers if momentum else None, batch, widths, bias, negative_slope)
+    student = Student(parameters, buffers if momentum else None, batch, widths, bias, negative_slope, precision)
     limit = min(loss_limit, torch.finfo(torch.float64).max)
     rates = lr.tolist()
     for t, (inputs, answers) in enumerate(_Batches(x, y, indices, population)):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, log_softmax, one_hot
 
+from fastspec.ops.precision import rounded
+
 
 def layers_of(parameters: Tensor, widths: Sequence[int], bias: Sequence[bool]) -> list[tuple[Tensor, Tensor | None]]:
     """Views (weight [.., out, in], bias [.., out] or None) of flat parameters [.., K], lowest layer first."""
@@ -48,13 +50,23 @@ def normalize_(parameters: Tensor, widths: Sequence[int], bias: Sequence[bool]) 
 
 
 def gradient(
-    x: Tensor, answer: Tensor, parameters: Tensor, widths: Sequence[int], bias: Sequence[bool], negative_slope: float
+    x: Tensor,
+    answer: Tensor,
+    parameters: Tensor,
+    widths: Sequence[int],
+    bias: Sequence[bool],
+    negative_slope: float,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch loss [..], its gradient [.., K], and the norm of that of every layer [.., L], at x [.., B, d]."""
+    """The batch loss [..], its gradient [.., K], and the norm of that of every layer [.., L], at x [.., B, d].
+
+    The operands of every product are rounded to `precision`: inputs, weights, activations, and gradients with respect
+    to pre-activations, of which the gradient of a bias is the sum. Gates are of activations before they are rounded.
+    """
     layers = layers_of(parameters, widths, bias)
     activations = [x]
     for i, (weight, b) in enumerate(layers):
-        z = activations[-1] @ weight.mT + (0 if b is None else b.unsqueeze(-2))
+        z = rounded(activations[-1], precision) @ rounded(weight, precision).mT + (0 if b is None else b.unsqueeze(-2))
         activations.append(leaky_relu(z, negative_slope) if i < len(layers) - 1 else z)
     losses, g = loss_and_residual(activations.pop(), answer)
     found = torch.empty_like(parameters)
@@ -63,13 +75,14 @@ def gradient(
     for (weight, _), (weight_place, bias_place), h in zip(
         reversed(layers), reversed(places), reversed(activations), strict=True
     ):
-        weight_place.copy_(g.mT @ h / x.shape[-2])
+        g = rounded(g, precision)
+        weight_place.copy_(g.mT @ rounded(h, precision) / x.shape[-2])
         square = weight_place.double().square().sum((-2, -1))
         if bias_place is not None:
             bias_place.copy_(g.sum(-2) / x.shape[-2])
             square = square + bias_place.double().square().sum(-1)
         norms.insert(0, square.sqrt())
-        g = (g @ weight) * torch.where(h > 0, torch.ones_like(h), negative_slope)
+        g = (g @ rounded(weight, precision)) * torch.where(h > 0, torch.ones_like(h), negative_slope)
     return losses.mean(-1).double(), found, torch.stack(norms, -1)
 
 
@@ -90,6 +103,7 @@ def mlp_sgd_step(
     loss_limit: float,
     normalize: bool,
     gradient_norms: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Parameters, buffers (empty without momentum), losses, gradient norms (empty unless asked for), diverged steps."""
     population, steps = parameters.shape[:-1], indices.shape[-2]
@@ -99,7 +113,7 @@ def mlp_sgd_step(
     norms = x.new_full((*population, steps, len(widths) - 1), torch.nan, dtype=torch.float64)
     for t in range(steps):
         rows = indices[..., t, :]
-        loss, g, norm = gradient(x[rows], y[rows], parameters, widths, bias, negative_slope)
+        loss, g, norm = gradient(x[rows], y[rows], parameters, widths, bias, negative_slope, precision)
         stopped = diverged >= 0
         losses[..., t] = loss.masked_fill(stopped, torch.nan)
         fails = ~(loss <= loss_limit) | loss.isinf()

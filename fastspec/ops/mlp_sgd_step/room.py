@@ -1,8 +1,7 @@
-"""Memory of students of one shape on a GPU, and the launches that make a step in it."""
+"""Students of one shape on a GPU in kernels of float32 and float64, and the launches that make a step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -11,38 +10,12 @@ import triton
 from torch import Tensor
 
 from fastspec.ops.gpu.layout import on_device_of
-from fastspec.ops.gpu.mlp import (
-    layer_kernel,
-    loss_kernel,
-    normalize_kernel,
-    norms_kernel,
-    update_kernel,
-)
+from fastspec.ops.gpu.mlp import layer_kernel, loss_kernel, update_kernel
 from fastspec.ops.mlp_sgd_step import shapes
-from fastspec.ops.mlp_sgd_step.reference import layers_of
 from fastspec.ops.mlp_sgd_step.shapes import GRAIN, Layout, Tiles, padded
+from fastspec.ops.mlp_sgd_step.students import NORMALIZED, Problem, Students, steps_within
 
-STEPS = 16  # whose batches are gathered at once, and which the longest graph makes; a power of two
-GATHERED = 32 * 2**20  # bytes of gathered batches, if one step needs no more
-NORMALIZED, SQUARES = (8, 128), 256  # nodes and inputs, and tiles, that a program takes at a time
 LOSSES = 4096  # values that the loss takes at a time
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything but the values: calls of one problem can share a room."""
-
-    layout: Layout
-    students: int
-    own: bool  # batches of their own
-    labels: bool
-    momentum: float
-    weight_decay: float
-    negative_slope: float
-    loss_limit: float
-    normalize: bool
-    gradient_norms: bool
-    device: torch.device
 
 
 class Tables(NamedTuple):
@@ -61,23 +34,20 @@ def tables(layout: Layout, tiles: Tiles, device: torch.device) -> Tables:
     return Tables(updates, new(layout.tiles_of(tiles.nodes, tiles.inner)), new(layout.hidden(NORMALIZED[0])))
 
 
-class Room:
-    """Students in their padded layout, the batches of some steps, activations, gradients, results of those steps."""
+class Room(Students):
+    """Students, the batches of some steps, activations, gradients."""
 
     def __init__(self, problem: Problem):
-        self.problem, layout, students = problem, problem.layout, problem.students
+        layout, students = problem.layout, problem.students
         batch, own = layout.batch, students if problem.own else 1
         self.layer, self.update = shapes.layer_tiles(batch, layout.fp64), shapes.update_tiles(batch, layout.fp64)
-        self.precision = "fp64" if layout.fp64 else "fp32"
         dtype = torch.float64 if layout.fp64 else torch.float32
-        zeros = partial(torch.zeros, dtype=dtype, device=problem.device)
-        self.tables = tables(layout, self.update, problem.device)
         self.inputs = own * batch * layout.padded[0]  # values of a step
         answers = (own, padded(batch)) if problem.labels else (own, batch, layout.padded[-1])
         gathered = dtype.itemsize * (self.inputs + own * batch * layout.padded[-1] * (not problem.labels))
-        self.steps = min(1 << (max(GATHERED // gathered, 1).bit_length() - 1), STEPS)
-        self.parameters = zeros(students, layout.weights[-1])
-        self.buffers = zeros(students, layout.weights[-1]) if problem.momentum else None
+        super().__init__(problem, steps_within(gathered))
+        zeros = partial(torch.zeros, dtype=dtype, device=problem.device)
+        self.tables = tables(layout, self.update, problem.device)
         values = students * layout.activations[-1]
         self.work = zeros(self.steps * self.inputs + 2 * values)
         x, h, g = self.work.split([self.steps * self.inputs, values, values])
@@ -86,50 +56,13 @@ class Room:
         self.x_across = zeros(self.steps, own, layout.padded[0], padded(batch))
         self.h_across, self.g_across = (zeros(students, layout.across[-1]) for _ in range(2))
         self.y = zeros(self.steps, *answers, dtype=torch.int64 if problem.labels else dtype)
-        # each step's part of a table starts at a multiple of 16 bytes
-        self.rates, self.numbers = zeros(self.steps, 2, dtype=torch.float64), zeros(self.steps, 2, dtype=torch.int64)
-        self.losses = zeros(self.steps, students + students % 2, dtype=torch.float64)
-        norms = students * layout.layers
-        self.norms = zeros(self.steps, norms + norms % 2, dtype=torch.float64) if problem.gradient_norms else None
         self.squares = (
             zeros(students, len(self.tables.updates), dtype=torch.float64) if problem.gradient_norms else None
         )
-        self.count = torch.arange(self.steps, device=problem.device)
-        self.diverged = zeros(students, dtype=torch.int64)
         products = [self._product(i, down) for i in range(layout.layers) for down in ((False, True) if i else (False,))]
         most, most_tiles = (students * max(column) for column in zip(*(p["room"] for p in products), strict=True))
         self.parts = zeros(most * self.layer.rows * self.layer.nodes) if most else None
         self.counts = zeros(most_tiles, dtype=torch.int32)
-        self.bytes = sum(t.numel() * t.element_size() for t in vars(self).values() if isinstance(t, Tensor))
-
-    def enter(self, parameters: Tensor, buffers: Tensor | None, diverged: Tensor) -> None:
-        """Take parameters and buffers [P, K], and the steps [P] at which students have stopped."""
-        self._copy(self.parameters, parameters, inwards=True)
-        if self.buffers is not None:
-            if buffers is None:
-                self.buffers.zero_()
-            else:
-                self._copy(self.buffers, buffers, inwards=True)
-        self.diverged.copy_(diverged)
-
-    def leave(self, parameters: Tensor, buffers: Tensor | None, diverged: Tensor) -> None:
-        """Write them."""
-        self._copy(self.parameters, parameters, inwards=False)
-        if self.buffers is not None and buffers is not None:
-            self._copy(self.buffers, buffers, inwards=False)
-            buffers.masked_fill_((self.diverged >= 0).unsqueeze(1), 0)
-        diverged.copy_(self.diverged)
-
-    def _copy(self, mine: Tensor, theirs: Tensor, inwards: bool) -> None:
-        layout = self.problem.layout
-        here = layers_of(mine, layout.padded, layout.bias)
-        there = layers_of(theirs, layout.widths, layout.bias)
-        for pair in zip(here, there, strict=True):
-            for padded_one, other in zip(*pair, strict=True):
-                if padded_one is None or other is None:
-                    continue
-                true = padded_one[tuple(slice(size) for size in other.shape)]
-                (true if inwards else other).copy_(other if inwards else true)
 
     def gather(self, x: Tensor, y: Tensor, rows: Tensor, rates: Tensor, first_step: int) -> None:
         """Take the batches of the next steps: rows [steps, batch], or [steps, P, batch] of their own."""
@@ -140,8 +73,7 @@ class Room:
             found = table.index_select(0, flat).view(*true.shape[:3], *table.shape[1:])
             (true if found.dim() == 3 else true[..., : table.shape[1]]).copy_(found)
         self.x_across[:steps, ..., :batch].copy_(self.x[:steps].mT)
-        self.rates[:steps, 0].copy_(rates)
-        torch.add(self.count[:steps], first_step, out=self.numbers[:steps, 0])
+        self.at(rates, first_step)
 
     def launch(self, steps: int) -> None:
         """Make the steps that were gathered."""
@@ -199,7 +131,7 @@ class Room:
             problem.negative_slope,
             DOWN=down,
             HIDDEN=down or i < layout.layers - 1,
-            PRECISION=self.precision,
+            PRECISION=problem.precision,
             ROWS=tiles.rows,
             NODES=tiles.nodes,
             INNER=tiles.inner,
@@ -239,8 +171,7 @@ class Room:
     def _update(self, t: int) -> None:
         """Move the weights; what may follow: the norms of the gradients, and normalised weight vectors."""
         problem, layout, tiles, students = self.problem, self.problem.layout, self.update, self.problem.students
-        count, blocks = len(self.tables.updates), len(self.tables.hidden)
-        row, options = self.parameters.stride(0) // GRAIN, {"num_stages": tiles.stages, "enable_fp_fusion": True}
+        count = len(self.tables.updates)
         update_kernel[(students * count,)](
             self.parameters,
             self.buffers,
@@ -256,25 +187,20 @@ class Room:
             self.h.storage_offset() // GRAIN,
             self.g.storage_offset() // GRAIN,
             self.h.stride(0) // GRAIN,
-            row,
+            self.parameters.stride(0) // GRAIN,
             problem.momentum,
             problem.weight_decay,
-            PRECISION=self.precision,
+            PRECISION=problem.precision,
             FIELDS=shapes.FIELDS,
             ROWS=tiles.rows,
             NODES=tiles.nodes,
             INPUTS=tiles.inner,
             GRAIN=GRAIN,
             num_warps=tiles.warps,
-            **options,
+            num_stages=tiles.stages,
+            enable_fp_fusion=True,
         )
-        if self.norms is not None:
-            norms_kernel[(students * layout.layers,)](
-                self.squares, self.tables.starts, self.norms[t], self.diverged, layout.batch, count, layout.layers,
-                BLOCK=SQUARES, num_warps=4, **options,
-            )  # fmt: skip
-        if problem.normalize and blocks:
-            normalize_kernel[(students * blocks,)](
-                self.parameters, self.tables.hidden, self.diverged, blocks, row,
-                NODES=NORMALIZED[0], INPUTS=NORMALIZED[1], GRAIN=GRAIN, num_warps=4, **options,
-            )  # fmt: skip
+        if self.squares is not None:
+            self.write_norms(t, self.squares, self.tables.starts)
+        if problem.normalize:
+            self.normalize(self.tables.hidden)

@@ -45,8 +45,8 @@ def chunk_of(tiles: Tiles, batch: int, terms: int, width: int) -> int:
     return min(-(-least // tiles.inner), -(-terms // tiles.inner)) * tiles.inner
 
 
-def padded(width: int) -> int:
-    return -(-width // GRAIN) * GRAIN
+def padded(width: int, unit: int = GRAIN) -> int:
+    return -(-width // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,18 @@ class Layout:
     """Students of one shape: every width padded, weights [out, in] and biases layer by layer in one row of values.
 
     Activations of the layers above the input lie in one row too, [batch, width] each, and once more in another row,
-    [width, batch] each; gradients lie like them.
+    [width, batch] each; gradients lie like them. Students that matrix units train have theirs elsewhere.
     """
 
     widths: tuple[int, ...]
     bias: tuple[bool, ...]
     batch: int
     fp64: bool
+    unit: int = GRAIN  # that widths are padded to, a multiple of GRAIN
 
     @cached_property
     def padded(self) -> list[int]:
-        return [padded(width) for width in self.widths]
+        return [padded(width, self.unit) for width in self.widths]
 
     @property
     def layers(self) -> int:

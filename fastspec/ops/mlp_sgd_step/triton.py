@@ -11,10 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from fastspec.ops.gpu import devices
 from fastspec.ops.gpu.layout import on_device_of
-from fastspec.ops.mlp_sgd_step import reference
-from fastspec.ops.mlp_sgd_step.room import Problem, Room
-from fastspec.ops.mlp_sgd_step.shapes import Layout
+from fastspec.ops.mlp_sgd_step import matrix_shapes, reference
+from fastspec.ops.mlp_sgd_step.matrix_room import MatrixRoom
+from fastspec.ops.mlp_sgd_step.room import Room
+from fastspec.ops.mlp_sgd_step.shapes import GRAIN, Layout
+from fastspec.ops.mlp_sgd_step.students import Problem, Students
 
 ROOMS = 4  # that are kept for later calls
 KEPT = 512 * 2**20  # bytes of a room that is
@@ -24,8 +27,9 @@ class Steps:
     """A room and its graphs."""
 
     def __init__(self, problem: Problem):
-        self.room = Room(problem)
-        self.captures = self.room.work.is_cuda
+        self.room: Students = Room(problem) if problem.tiles is None else MatrixRoom(problem, problem.tiles)
+        # a room that is not kept is so large that its steps take longer than their launches
+        self.captures = problem.device.type == "cuda" and self.room.bytes <= KEPT
         self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def make(self, steps: int) -> None:
@@ -37,7 +41,7 @@ class Steps:
         graph = self.graphs.get(steps)
         if steps in self.graphs and graph is None:
             graph = torch.cuda.CUDAGraph()
-            stream = torch.cuda.Stream(room.work.device)
+            stream = torch.cuda.Stream(room.problem.device)
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 room.launch(steps)
         self.graphs[steps] = graph
@@ -69,17 +73,22 @@ def mlp_sgd_step(
     loss_limit: float,
     normalize: bool,
     gradient_norms: bool,
+    precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Signature and results of the op."""
     population, (steps, batch) = parameters.shape[:-1], indices.shape[-2:]
     rule = (momentum, weight_decay, negative_slope, loss_limit, normalize, gradient_norms)
     if not steps or not parameters.numel():
         return reference.mlp_sgd_step(
-            x, y, parameters, buffers, indices, lr, diverged_step, widths, bias, first_step, *rule
+            x, y, parameters, buffers, indices, lr, diverged_step, widths, bias, first_step, *rule, precision
         )
-    layout = Layout(tuple(widths), tuple(bias), batch, x.dtype == torch.float64)
+    tiles = None
+    if precision in matrix_shapes.PRECISIONS:
+        tiles = matrix_shapes.matrix_tiles(tuple(widths), batch, precision, devices.rates_of(x).warpgroups)
+    unit = GRAIN if tiles is None else tiles.width
+    layout = Layout(tuple(widths), tuple(bias), batch, x.dtype == torch.float64, unit)
     students, own = (population[0] if population else 1), indices.dim() > 2
-    problem = Problem(layout, students, own, y.dtype == torch.int64, *rule, x.device)
+    problem = Problem(layout, students, own, y.dtype == torch.int64, *rule, precision, tiles, x.device)
 
     def flat(t: Tensor) -> Tensor:
         return t.view(students, *t.shape[1:]) if population else t.unsqueeze(0)
