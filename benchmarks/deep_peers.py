@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from fastspec import data, teachers
 from fastspec.networks import student_like
-from fastspec.ops.mlp_sgd_step import layers_of, mlp_sgd_step
+from fastspec.ops.mlp_sgd_step import layers_of, mlp_sgd_step, parameter_count
 from fastspec.ops.mlp_sgd_step.in_place import Student
 
 
@@ -26,6 +26,7 @@ class Deep:
     widths: Sequence[int]
     indices: Tensor  # [steps, B]
     lr: float
+    precision: str = "fp32"  # of ours and of autograd's products in bf16; tf32 is a setting of torch
 
     @staticmethod
     def of(widths: Sequence[int], multi: int, students: int | None, batch: int, steps: int, lr: float) -> Deep:
@@ -38,6 +39,27 @@ class Deep:
         with torch.no_grad():
             y = teacher(x)
         return Deep(x, y, torch.stack(flat) if students else flat[0], networks[0].widths, rows, lr)
+
+    @staticmethod
+    def large(widths: Sequence[int], batch: int, steps: int, lr: float, device: str) -> Deep:
+        """A student of random weights, which answers as its teacher would with others; two batches of samples."""
+        g = torch.Generator(device).manual_seed(0)
+
+        def drawn() -> Tensor:
+            bias = [True] * (len(widths) - 1)
+            flat = torch.randn(parameter_count(widths, bias), generator=g, device=device)
+            for weight, b in layers_of(flat, widths, bias):
+                weight.mul_((2 / weight.shape[1]) ** 0.5)
+                assert b is not None
+                b.zero_()
+            return flat
+
+        x = torch.randn(2 * batch, widths[0], generator=g, device=device)
+        rows = torch.randint(len(x), (steps, batch), generator=g, device=device)
+        empty = Deep(x, x, drawn(), widths, rows, lr)
+        with torch.no_grad():
+            y = network_of(empty, 0)(x)
+        return replace(empty, y=y, parameters=drawn())
 
     def to(self, *args: Any) -> Deep:
         """As `torch.Tensor.to`; indices keep their dtype."""
@@ -56,7 +78,8 @@ class Deep:
 
 def fastspec(t: Deep) -> Tensor:
     """The op under test."""
-    return mlp_sgd_step(t.x, t.y, t.parameters, t.widths, indices=t.indices, lr=t.lr).parameters
+    precision = None if t.x.dtype == torch.float64 else t.precision
+    return mlp_sgd_step(t.x, t.y, t.parameters, t.widths, indices=t.indices, lr=t.lr, precision=precision).parameters
 
 
 def network_of(t: Deep, k: int) -> nn.Sequential:
@@ -75,7 +98,7 @@ def network_of(t: Deep, k: int) -> nn.Sequential:
 def eager(t: Deep, *, fused: bool = False) -> Tensor:
     """autograd and torch.optim.SGD, one student after the other."""
     models = [network_of(t, k) for k in range(len(t.students))]
-    done = [_trained(t, model, _WithLoss(model), fused) for model in models]
+    done = [_trained(t, model, _WithLoss(model, t), fused) for model in models]
     return torch.stack(done) if t.parameters.dim() == 2 else done[0]
 
 
@@ -84,7 +107,7 @@ class Compiled:
 
     def __init__(self, t: Deep, mode: str | None = None):
         self.model = network_of(t, 0)
-        self.step = torch.compile(_WithLoss(self.model), dynamic=False, mode=mode)
+        self.step = torch.compile(_WithLoss(self.model, t), dynamic=False, mode=mode)
 
     def __call__(self, t: Deep) -> Tensor:
         done = []
@@ -99,7 +122,7 @@ class CompiledWhole:
 
     def __init__(self, t: Deep, mode: str | None = None):
         self.model = network_of(t, 0).requires_grad_(False)
-        self.step = torch.compile(_WithStep(self.model, t.lr), dynamic=False, mode=mode)
+        self.step = torch.compile(_WithStep(self.model, t), dynamic=False, mode=mode)
 
     def __call__(self, t: Deep) -> Tensor:
         done = []
@@ -131,24 +154,32 @@ def _trained(t: Deep, model: nn.Module, step: Callable[..., Tensor], fused: bool
 
 
 class _WithLoss(nn.Module):
-    def __init__(self, model: nn.Module):
+    """With products in bf16 if the problem's are. Autocast ends with every step: it keeps the weights that it cast."""
+
+    def __init__(self, model: nn.Module, t: Deep):
         super().__init__()
-        self.model = model
+        self.model, self.device = model, t.x.device.type
+        self.bf16 = t.precision == "bf16" and t.x.dtype == torch.float32
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (self.model(x) - y).square().sum(1).mean() / 2
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            output = self.model(x)
+        return (output.to(y.dtype) - y).square().sum(1).mean() / 2
 
 
 class _WithStep(nn.Module):
-    def __init__(self, model: nn.Module, lr: float):
+    def __init__(self, model: nn.Module, t: Deep):
         super().__init__()
-        self.model, self.lr = model, lr
+        self.model, self.lr, self.device = model, t.lr, t.x.device.type
+        self.bf16 = t.precision == "bf16" and t.x.dtype == torch.float32
 
     def forward(self, x: Tensor, y: Tensor) -> None:
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
 
         def loss(one: dict[str, Tensor]) -> Tensor:
-            return (functional_call(self.model, one, (x,)) - y).square().sum(1).mean() / 2
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+                output = functional_call(self.model, one, (x,))
+            return (output.to(y.dtype) - y).square().sum(1).mean() / 2
 
         for name, g in grad(loss)(parameters).items():
             parameters[name].sub_(g, alpha=self.lr)

@@ -87,18 +87,19 @@ def _populations(cases: list[Entry]) -> str:
     header = ["training", "precision", "fastspec ms", "predicted ms", "of the rate of products", "over eager"]
     header += ["over the best other peer", "error of weights", "targets missed"]
     rows = []
-    for (problem, precision), (case, *_) in by_problem(cases).items():
+    for (problem, precision), measured in by_problem(cases).items():
+        case = measured[0]
         if "peers" not in case:
             rows.append([problem, precision, "failed", *["-"] * 6])
             continue
-        ours, (name, over) = case["peers"]["fastspec"], best_peer([case], ("eager",))
+        ours, (name, over) = case["peers"]["fastspec"], best_peer(measured, ("eager",))
         rows.append([
             case["label"], precision, "wrong" if "wrong" in ours else f"{ours['median_ms']:.3g}",
             f"{case['predicted_ms']:.3g}" if "predicted_ms" in case else "-",
             _percent(ours.get("of_matrix_rate")), _ratio(case, case["best"].get("eager")),
             "-" if name is None else f"{over:.2f}x ({name})",
             f"{ours['error']['weights']:.0e}" if "error" in ours else "-",
-            ", ".join(t["what"] for t in targets([case]) if not t["pass"]) or "none",
+            ", ".join(t["what"] for t in targets(measured) if not t["pass"]) or "none",
         ])  # fmt: skip
     return markdown(header, rows)
 

@@ -59,7 +59,7 @@ class Result:
 
 
 def about(item: str) -> Entry:
-    """What an item's name says, `problem/precision` or `problem/precision/compiled`."""
+    """What an item's name says, `problem/precision` or `problem/precision/way to compile`."""
     problem, precision, *_ = item.split("/")
     return {"item": item, "problem": problem, "precision": precision}
 
@@ -122,6 +122,8 @@ def _population_targets(name: str, cases: list[Entry]) -> list[Entry]:
         "best peer": target("over the best peer", over_best, at_least=first["over_peers"], unit="x"),
         "rate": target("of the rate of products", share, at_least=0.35),
     }
+    if "floor" in first:
+        found["floor"] = target("of the floor", first["peers"][OURS].get("of_floor", math.nan), at_least=first["floor"])
     if "over_eager" in first:
         found["eager"] = target("over eager", ratio(first, "eager"), at_least=first["over_eager"], unit="x")
     full = first["shape"]["students"] > 1000

@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu.worker RESULT ITEM...`: measure items in their order, each one kept at once.
 
-An item is `problem/precision`, or `problem/precision/compiled`. A process of its own: a kernel that breaks the device's
-context takes nothing else with it.
+An item is `problem/precision`, or with a way to compile the peers `problem/precision/compiled`. A process of its own: a
+kernel that breaks the device's context takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare import OURS, compare
-from benchmarks.gpu.deep import DeepProblem
+from benchmarks.gpu.deep import COMPILED, DeepProblem
 from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.populations import PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS, Problem
@@ -37,13 +37,15 @@ def items() -> list[str]:
     """Everything there is to measure, what matters most first."""
     plain = [f"{p.name}/{precision}" for precision in ORDER for p in PROBLEMS if precision in precisions(p)]
     layers = [p.name for p in PROBLEMS if isinstance(p, LayerProblem)]
-    return plain + [f"{name}/{precision}/compiled" for precision in ORDER[:2] for name in layers]
+    compiled = [f"{name}/{precision}/compiled" for precision in ORDER[:2] for name in layers]
+    deep = [p for p in PROBLEMS if isinstance(p, DeepProblem) and p.compiled]
+    return [*plain, *compiled, *(f"{p.name}/{at}/{way}" for p in deep for at in p.precisions for way in COMPILED)]
 
 
 def precisions(problem: Problem) -> tuple[str, ...]:
     """At which a problem is measured."""
     if isinstance(problem, DeepProblem):
-        return ("fp32",)
+        return problem.precisions
     if isinstance(problem, PopulationProblem):
         return ("fp32", "fp64")
     return ORDER if problem.narrow else ORDER[:-1]
@@ -71,15 +73,21 @@ def rates_at(precision: str, device: str, quick: bool) -> PrecisionRates:
     return PrecisionRates(precision, device, quick)
 
 
-def measure(problem: Problem, precision: str, compiled: bool, options: Options) -> Entry:
-    """The entry of one item: `compare`'s, with the op's extra memory, its plan and its flipped gates."""
+def measure(problem: Problem, precision: str, compiled: str, options: Options) -> Entry:
+    """The entry of one item: `compare`'s, with the op's extra memory, its plan and its flipped gates.
+
+    compiled: which compiled peers, or "" for all that are not.
+    """
     case = problem.case(precision, options.device)
     ours = problem.ours(precision)
-    contenders = problem.compiled if compiled and isinstance(problem, LayerProblem) else problem.contenders
     if options.device == "cuda" and problem.operations > LONG:
         options = replace(options, rounds=min(options.rounds, 3))
     found: Entry = {} if compiled else problem.facts(case, precision)
-    families = contenders(case, precision, options.device)
+    if compiled and isinstance(problem, DeepProblem):
+        families = problem.compiled_as(compiled, case, precision)
+    else:
+        contenders = problem.compiled if compiled and isinstance(problem, LayerProblem) else problem.contenders
+        families = contenders(case, precision, options.device)
     entry = compare(case, ours, families, rates_at(precision, options.device, options.quick), options)
     if not compiled and "wrong" not in entry["peers"][OURS]:
         found["extra_bytes"] = extra_memory(lambda: _tensors(ours(case.copies[0])), options.device)["extra"]
@@ -113,7 +121,7 @@ def main() -> None:
         start = time.perf_counter()
         result.start(item)
         try:
-            entry = measure(problems[name], precision, bool(compiled), options)
+            entry = measure(problems[name], precision, "".join(compiled), options)
         except Exception as error:
             traceback.print_exc()
             entry = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
@@ -122,7 +130,8 @@ def main() -> None:
         if isinstance(problem, (PopulationProblem, DeepProblem)):
             named["over_peers"] = problem.over_peers
         if isinstance(problem, DeepProblem):
-            named["over_eager"] = problem.over_eager
+            wanted = {"over_eager": problem.over_eager, "floor": problem.floor}
+            named |= {name: value for name, value in wanted.items() if value is not None}
         result.add_case({**named, **entry, "seconds": time.perf_counter() - start})
         if args.device == "cuda":
             torch.cuda.empty_cache()
