@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -93,13 +94,18 @@ class Launch(NamedTuple):
                     attributes[(i,)] = [["tt.divisibility", 16]]
         return ASTSource(self.kernel, signature, constants, attributes)
 
-    def figures(self, architecture: int) -> dict[str, Any]:
-        """Registers, accesses to spilled ones, bytes of shared memory, and the matrix unit of the compiled kernel."""
+    def compiled(self, architecture: int) -> tuple[Any, str, str]:
+        """The compiled kernel, what it uses, and its instructions."""
         compiled = triton.compile(self.source(), target=GPUTarget("cuda", architecture, 32), options=self.options)
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
             file.flush()
             usage, code = (_run("cuobjdump", flag, file.name) for flag in ("-res-usage", "-sass"))
+        return compiled, usage, code
+
+    def figures(self, architecture: int) -> dict[str, Any]:
+        """Registers, accesses to spilled ones, bytes of shared memory, and the matrix unit of the compiled kernel."""
+        compiled, usage, code = self.compiled(architecture)
         found = re.search(r"REG:(\d+)", usage)
         assert found is not None, usage
         units = [unit for unit in MATRIX_UNITS if re.search(rf"\b{unit}\b", code)]
@@ -109,6 +115,20 @@ class Launch(NamedTuple):
             "shared": compiled.metadata.shared,
             "matrix units": units,
         }
+
+
+def main_loop(code: str) -> Counter[str]:
+    """Instructions of the shortest loop that multiplies matrices, by name."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)]
+    found = []
+    for at, text in lines:
+        target = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < at:
+            body = [line for place, line in lines if int(target[1], 16) <= place <= at]
+            names = Counter(re.sub(r"^@!?U?P\w+ ", "", line).split()[0] for line in body)
+            if any(name.startswith(MATRIX_UNITS) for name in names):
+                found.append(names)
+    return min(found, key=Counter.total)
 
 
 def _run(tool: str, *arguments: str) -> str:

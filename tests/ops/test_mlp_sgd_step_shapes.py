@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastspec.ops.mlp_sgd_step import layers_of
+from fastspec.ops.mlp_sgd_step import layers_of, matrix_shapes
+from fastspec.ops.mlp_sgd_step.matrix_shapes import matrix_tiles, slice_of_update, update_starts
 from fastspec.ops.mlp_sgd_step.shapes import FIELDS, GRAIN, Layout, chunk_of, layer_tiles, update_tiles
 
 WIDTHS = [(20, 500, 750, 1000, 1250, 100), (7, 33, 1, 18, 3), (5, 2), (4096, 4096, 4096)]
@@ -80,3 +81,41 @@ def test_programs_of_the_largest_student_fill_an_h200():
         -(-out // tiles.nodes) * -(-terms // chunk_of(tiles, 64, terms, out)) for terms, out in pairwise(wide[1:])
     ]
     assert programs == [96, 192, 320, 40] and len(layout.updates(64, 64)) > 4 * 132
+
+
+ON_UNITS = [
+    (widths, batch, precision, warpgroups)
+    for widths in (*WIDTHS, (20, 1000, 1000, 10))
+    for batch in (1, 64, 1000, 8192)
+    for precision in matrix_shapes.PRECISIONS
+    for warpgroups in (False, True)
+]
+
+
+@pytest.mark.parametrize("widths, batch, precision, warpgroups", ON_UNITS, ids=str)
+def test_sizes_on_matrix_units_are_whole_tiles(widths, batch, precision, warpgroups):
+    tiles = matrix_tiles(widths, batch, precision, warpgroups)
+    layer, update = tiles
+    assert all(tiles.width % size == 0 for size in (layer.nodes, layer.inner, update.nodes, update.inner, GRAIN))
+    assert tiles.batch % layer.rows == 0 and tiles.batch % update.rows == 0
+    size = 2 if precision == "bf16" else 4
+    assert layer.inner * size == update.rows * size == 128  # bytes of a row, as wide as descriptors swizzle
+    assert 64 % matrix_shapes.SLICE == 0 and 8 <= slice_of_update(tiles, True) < slice_of_update(tiles, False)
+    shared = layer.stages * layer.inner * size * (layer.rows + layer.nodes)
+    assert shared <= 192 * 1024 and layer.rows * layer.nodes <= 128 * layer.warps * 32  # sums in a thread's registers
+    layout = Layout(widths, (True,) * (len(widths) - 1), batch, False, tiles.width)
+    assert all(n % tiles.width == 0 and n - true < tiles.width for n, true in zip(layout.padded, widths, strict=True))
+    starts, wide = update_starts(layout, update), layout.padded
+    assert [end - start for start, end in pairwise(starts)] == [
+        o * i // (update.nodes * update.inner) for i, o in pairwise(wide)
+    ]
+
+
+def test_tiles_on_matrix_units_fill_a_device_or_are_small():
+    for widths, batch, precision, warpgroups in ON_UNITS:
+        rows, nodes, *_ = matrix_tiles(widths, batch, precision, warpgroups).layer
+        tiles = -(-batch // rows) * -(-max(widths[1:]) // nodes)
+        assert tiles >= 132 or (rows, nodes) == (64, 64)
+    large = matrix_tiles((4096,) * 5, 8192, "bf16", True)
+    assert large == ((128, 256, 64, 8, 4), (64, 128, 256, 8, 4))
+    assert matrix_tiles((4096,) * 5, 8192, "bf16", False).layer.nodes == 64
