@@ -23,6 +23,9 @@ CASES = {
 }
 
 
+PRECISIONS = ("tf32x3", "tf32", "bf16")  # on matrix units
+
+
 def problem(widths=WIDTHS, students=(), *, steps=100, batch=64, dtype=torch.float64, labels=False, bias=None, own=()):
     """x, y, parameters, widths and the batches, on the CPU."""
     g = torch.Generator().manual_seed(0)
@@ -64,19 +67,48 @@ def test_other_shapes(widths, batch):
 def test_float32_is_as_exact_as_plain_torch():
     x, y, flat, widths, rows = problem(dtype=torch.float32)
     truth = train(x.double(), y.double(), flat.double(), widths, rows, device="cpu").parameters
-    rates, diverged = torch.full((100,), 0.02, dtype=torch.float64, device=DEVICE), torch.tensor(-1, device=DEVICE)
-    there = [t.to(DEVICE) for t in (x, y, flat)]
-    rule = (0, 0.0, 0.0, 0.0, math.inf, False, False, "fp32")
-    plain = reference.mlp_sgd_step(*there, None, rows.to(DEVICE), rates, diverged, widths, [True] * 4, *rule)[0].cpu()
+    plain = by_reference(x, y, flat, widths, rows, "fp32")
     floor = 4 * torch.finfo(torch.float32).eps * 100**0.5 * truth.abs().max()
     assert (train(x, y, flat, widths, rows).parameters - truth).abs().max() <= 2 * (plain - truth).abs().max() + floor
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_students_and_calls_are_independent(dtype):
+def by_reference(x, y, flat, widths, rows, precision, device=DEVICE, lr=0.02, **rule) -> Tensor:
+    """The parameters that the specification gives on a device, in the dtype of what it is given."""
+    rates, diverged = torch.full((rows.shape[-2],), lr, dtype=torch.float64), torch.full(flat.shape[:-1], -1)
+    there = [t.to(device) for t in (x, y, flat)]
+    rule = {"momentum": 0.0, "weight_decay": 0.0, "negative_slope": 0.0, **rule}
+    given = (*there, None, *(t.to(device) for t in (rows, rates, diverged)), widths, [True] * (len(widths) - 1), 0)
+    return reference.mlp_sgd_step(*given, *rule.values(), math.inf, False, False, precision)[0].cpu()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("labels", [False, True], ids=["squares", "labels"])
+@pytest.mark.parametrize(
+    ("widths", "batch", "students"),
+    [(WIDTHS, 64, (2,)), ([3, 5, 1, 7, 2], 1, ()), ([21, 33], 17, (3,)), ([70, 1100, 1200, 30], 2048, ()),
+     ([300, 2300, 1000, 300], 2048, ())],
+    ids=str,
+)  # fmt: skip
+def test_a_precision_is_as_exact_as_in_plain_torch(widths, batch, students, labels, precision):
+    """Few steps: what rounding sends the other way through a gate grows. All sizes of tiles."""
+    x, y, flat, widths, rows = problem(widths, students, batch=batch, steps=4, dtype=torch.float32, labels=labels)
+    options = {"momentum": 0.5, "weight_decay": 0.01, "negative_slope": 0.1}
+    wide = [t.double() if t.is_floating_point() else t for t in (x, y, flat)]
+    truth = by_reference(*wide, widths, rows, "fp64", "cpu", **options)
+    plain = by_reference(x, y, flat, widths, rows, precision, **options)
+    got = train(x, y, flat, widths, rows, precision=precision, **options).parameters
+    way = (truth - flat).norm()
+    assert (got - truth).norm() <= 2 * (plain - truth).norm() + 1e-5 * way and way > 0
+    if precision != "tf32x3" and DEVICE == "cuda":  # the same operands
+        assert (got - plain).norm() <= 0.3 * (plain - truth).norm() + 1e-6 * way
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32", *PRECISIONS])
+def test_students_and_calls_are_independent(precision):
     """Alone, in a population, and in calls of other lengths, which other graphs make."""
+    dtype = torch.float64 if precision == "fp64" else torch.float32
     x, y, flat, widths, rows = problem(students=(5,), own=(5,), steps=45, dtype=dtype)
-    options = {"momentum": 0.5, "gradient_norms": True}
+    options = {"momentum": 0.5, "gradient_norms": True, "precision": precision}
     many = train(x, y, flat, widths, rows, **options)
     assert same(many, train(x, y, flat, widths, rows, **options))
     if DEVICE == "cuda":
@@ -99,15 +131,28 @@ def on_launches(monkeypatch):
 
 
 @on_hardware
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("labels", [False, True], ids=["squares", "labels"])
-def test_graphs_change_nothing(labels, monkeypatch):
-    given = problem(dtype=torch.float32, steps=80, labels=labels)
-    graphs = [train(*given) for _ in range(3)]
-    other = train(*given, lr=0.01)
+def test_graphs_change_nothing(labels, precision, monkeypatch):
+    given, options = problem(dtype=torch.float32, steps=80, labels=labels), {"precision": precision, "normalize": True}
+    graphs = [train(*given, **options) for _ in range(3)]
+    other = train(*given, lr=0.01, **options)
     on_launches(monkeypatch)
-    plain = train(*given)
+    plain = train(*given, **options)
     assert all(same(plain, one) for one in graphs)
-    assert same(other, train(*given, lr=0.01)) and not same(other, plain)
+    assert same(other, train(*given, lr=0.01, **options)) and not same(other, plain)
+
+
+@on_hardware
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_large_room_is_not_captured(precision, monkeypatch):
+    """Its steps are launched, and give the bits of a room that is."""
+    from fastspec.ops.mlp_sgd_step import triton as kernels
+
+    given = problem([70, 1100, 1200, 30], batch=2048, steps=5, dtype=torch.float32)
+    want = train(*given, precision=precision)
+    monkeypatch.setattr(kernels, "KEPT", 2**20)
+    assert same(want, train(*given, precision=precision))
 
 
 @on_hardware
