@@ -128,6 +128,14 @@ def test_rooms_are_kept_by_problem_and_stream(monkeypatch):
     assert len(made) == 9
 
 
+def test_a_room_too_large_to_be_kept_is_not_captured(monkeypatch):
+    for size, captures in ((kernels.KEPT, True), (kernels.KEPT + 1, False)):
+        monkeypatch.setattr(kernels, "Room", lambda problem, size=size: SimpleNamespace(bytes=size))
+        problem = SimpleNamespace(tiles=None, device=torch.device("cuda"))
+        assert kernels.Steps(problem).captures == captures
+    assert not kernels.Steps(SimpleNamespace(tiles=None, device=torch.device("cpu"))).captures
+
+
 def test_a_room_holds_as_many_steps_as_there_is_memory_for(monkeypatch):
     layout = kernels.Layout(tuple(WIDTHS), tuple(BIAS), 4, False)
     rule = (0.0, 0.0, 0.0, math.inf, False, False, "fp32", None)

@@ -41,6 +41,13 @@ def tiled(matrix: Tensor | None, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [rows, columns])
 
 
+def tiled_down(matrix: Matrix, terms: int, columns: int) -> TensorDescriptor:
+    """The same of terms that lie down the columns: across where that is there."""
+    if matrix.across is None:
+        return tiled(matrix.plain, terms, columns)
+    return tiled(matrix.across, columns, terms)
+
+
 class Tables(NamedTuple):
     """What the kernels look up, int64."""
 
@@ -195,13 +202,11 @@ class MatrixRoom(Students):
 
     def _down(self, i: int) -> None:
         """The gradient with respect to the pre-activations below layer i."""
-        problem, layout, weights, layer = self.problem, self.problem.layout, self.weights[i], self.layer
+        problem, layout, layer = self.problem, self.problem.layout, self.layer
         width = layout.padded[i]
         down_kernel[(problem.students * (self.rows // layer.rows) * (width // layer.nodes),)](
             tiled(self._gradient(i).plain, layer.rows, layer.inner),
-            tiled(weights.plain, layer.inner, layer.nodes)
-            if self.bf16
-            else tiled(weights.across, layer.nodes, layer.inner),
+            tiled_down(self.weights[i], layer.inner, layer.nodes),
             self.gates[i - 1],
             *self._gradient(i - 1),
             self.sums[i - 1],
@@ -221,13 +226,12 @@ class MatrixRoom(Students):
         """A step of layer i."""
         problem, layout, tiles = self.problem, self.problem.layout, self.update
         inputs, width = layout.padded[i : i + 2]
-        below, g, shared = self.h[i - 1] if i else self.x.at(t), self._gradient(i), not i and not problem.own
+        below, shared = self.h[i - 1] if i else self.x.at(t), not i and not problem.own
         p_w, p_vw = (None if t is None else t[:, layout.weights[i] :] for t in (self.parameters, self.buffers))
         rounded_later = problem.normalize and i < layout.layers - 1
-        block = (lambda n: (n, tiles.rows)) if not self.bf16 else (lambda n: (tiles.rows, n))
         update_matrix_kernel[(problem.students * (width // tiles.nodes) * (inputs // tiles.inner),)](
-            tiled(g.plain if self.bf16 else g.across, *block(tiles.nodes)),
-            tiled(below.plain if self.bf16 else below.across, *block(tiles.inner)),
+            tiled_down(self._gradient(i), tiles.rows, tiles.nodes),
+            tiled_down(below, tiles.rows, tiles.inner),
             p_w,
             self._bias(self.parameters, i),
             p_vw,

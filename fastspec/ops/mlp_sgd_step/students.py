@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Students:
         self.count = torch.arange(steps, device=problem.device)
         self.diverged = zeros(students, dtype=torch.int64)
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Of all memory, of which some tensors are views."""
         storages = (t.untyped_storage() for t in _tensors(vars(self).values()))
