@@ -217,13 +217,15 @@ def test_a_diverging_student_stops_and_harms_no_other():
     assert (got.parameters - want.parameters)[[0, 2, 3]].abs().max() < 1e-11 and not got.buffers[[1, 2]].any()
 
 
-def test_training_on_the_gpu():
+@pytest.mark.parametrize("precision, bound", [("fp32", 1e-3), ("tf32", 1e-2), ("bf16", 5e-2)])
+def test_training_on_the_gpu(precision, bound):
     teacher = fs.teachers.separated([20, 10, 15, 10, 5], seed=0)
     x = fs.data.gaussian(2000, 20, std=3.0, seed=1)
     losses = []
-    for device in (DEVICE, "cpu"):
+    for device, products in ((DEVICE, precision), ("cpu", "fp32")):
         student = student_like(teacher, multi=4, seed=0).to(device)
-        history = fs.train(teacher.to(device), student, x.to(device), epochs=3, batch_size=64, lr=0.003, progress=False)
+        options = {"epochs": 3, "batch_size": 64, "lr": 0.003, "progress": False, "precision": products}
+        history = fs.train(teacher.to(device), student, x.to(device), **options)
         losses.append(history.loss.cpu())
     assert losses[0][-1] < losses[0][0]
-    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+    torch.testing.assert_close(*losses, rtol=bound, atol=0)

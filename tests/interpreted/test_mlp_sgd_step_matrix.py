@@ -204,6 +204,15 @@ def test_what_overflows_does_not_come_back_through_the_padding(precision):
     assert got.loss.isposinf().all() and got.diverged_step == 0 and torch.equal(got.parameters, given[2])
 
 
+def test_gradients_that_overflow_do_not_come_back_through_the_padding():
+    """Those of the lower layers are infinite, and no NaN, where the loss is finite."""
+    x, y, flat = torch.ones(4, 1), torch.zeros(4, 1), torch.tensor([1.0, 1.0, 1e-10, 1e25])
+    given = x, y, flat, None, torch.arange(4)[None], torch.ones(1).double(), torch.tensor(-1), [1] * 5, [False] * 4
+    got, want = (run(way, given, gradient_norms=True) for way in (kernels, reference))
+    assert want.gradient_norm[0, :3].isposinf().all() and want.loss.isfinite().all()
+    torch.testing.assert_close(got.gradient_norm, want.gradient_norm, rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 @pytest.mark.parametrize("case", ["plain", "all"])
 def test_tiles_of_their_true_size(precision, case, monkeypatch):
