@@ -205,12 +205,23 @@ def test_what_overflows_does_not_come_back_through_the_padding(precision):
 
 
 def test_gradients_that_overflow_do_not_come_back_through_the_padding():
-    """Those of the lower layers are infinite, and no NaN, where the loss is finite."""
-    x, y, flat = torch.ones(4, 1), torch.zeros(4, 1), torch.tensor([1.0, 1.0, 1e-10, 1e25])
-    given = x, y, flat, None, torch.arange(4)[None], torch.ones(1).double(), torch.tensor(-1), [1] * 5, [False] * 4
+    """Where the loss is finite those of the lower layers are infinite, and no NaN; so is the loss after the step."""
+    x, y, flat = torch.ones(4, 1), torch.full((4, 1), 2e15), torch.tensor([1.0, 1.0, 1e-10, 1e25])
+    rows, rates = torch.arange(4).expand(2, 4), torch.ones(2).double()
+    given = x, y, flat, None, rows, rates, torch.tensor(-1), [1] * 5, [False] * 4
     got, want = (run(way, given, gradient_norms=True) for way in (kernels, reference))
-    assert want.gradient_norm[0, :3].isposinf().all() and want.loss.isfinite().all()
-    torch.testing.assert_close(got.gradient_norm, want.gradient_norm, rtol=1e-2, atol=0)
+    assert want.gradient_norm[0, :3].isposinf().all() and want.loss[0].isfinite() and want.loss[1].isposinf()
+    torch.testing.assert_close(got.gradient_norm, want.gradient_norm, rtol=1e-2, atol=0, equal_nan=True)
+    torch.testing.assert_close(got.loss, want.loss, rtol=1e-2, atol=0)
+    assert got.diverged_step == want.diverged_step == 1
+
+
+def test_a_student_whose_loss_is_nan_stops():
+    """Infinity minus infinity."""
+    _, y, flat, _, rows, *rest = problem([1, 2, 1], steps=1)
+    flat = torch.tensor([2.0, 2.0, 0.0, 0.0, 1.0, -1.0, 0.0])
+    got = run(kernels, (torch.full((30, 1), 3e38), y, flat, None, rows, *rest), "tf32")
+    assert got.loss.isnan().all() and got.diverged_step == 0 and torch.equal(got.parameters, flat)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
