@@ -33,14 +33,14 @@ DECAYS, STUDY_STEPS = 6, 100_000
 
 
 def layers(device: str = "H200") -> str:
-    """Milliseconds of recompute / stream for every shape and precision; the plan that is taken is bold."""
+    """Milliseconds of recompute / stream / blocks for every shape and precision; the plan that is taken is bold."""
     rows = [["N, inputs, teacher x student", *PRECISIONS], ["---", *["---:"] * len(PRECISIONS)]]
     for samples, inputs, m, n, students in SHAPES:
         many = "" if students == 1 else f", {students} students"
         row = [f"{samples:,}, {inputs}, {m} x {n}{many}"]
         for precision in PRECISIONS:
             rates = device_rates(device)
-            taken = plans.choose(samples, inputs, m, n, precision, device=rates).name
+            taken = plans.choose(samples, inputs, m, n, precision, blocks=students > 1, device=rates).name
             found = plans.candidates(samples, inputs, m, n, precision, population=students, device=rates)
             shown = [f"{plan.seconds * 1e3:.3g}" for plan in found]
             row.append(" / ".join(f"**{t}**" if p.name == taken else t for p, t in zip(found, shown, strict=True)))

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
-from fastspec.running import Running
+from fastspec.running import Running, finish_all
 from fastspec.workers import Spread
 
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
@@ -26,6 +27,7 @@ SLAB_SAMPLES = 1152  # at a time
 
 GPU_BYTES = 256 * 2**20  # at most, for activations and outputs
 GPU_SAMPLES, GPU_SLAB_SAMPLES = 8192, 12_288  # with fewer, merges of wide layers take as long as their products
+GPU_STUDENTS = 8  # whose outputs are one product: slabs are filled up, so that no result depends on a population's size
 GPU_OPERATIONS = 2 * 10**10  # of a layer: some .4 ms of a large GPU, as long as the host needs to ask for them
 
 
@@ -64,7 +66,9 @@ def measure_layers(
     samples = batch_size or _batch_size(weight)
     for batch in gather(read(data, samples, check, progress, weight.device), samples):
         spread(partial(_Pass.add, batch=batch), slabs)
-    return [_side_by_side([slab.finish() for slab in slabs]) for slabs in passes]
+    found = iter(finish_all([slab.running for stack in passes for slab in stack]))
+    parts = [[next(found) for _ in slabs] for slabs in passes]
+    return [_side_by_side(some, stack[0][0].shape[:-2]) for some, stack in zip(parts, stacks, strict=True)]
 
 
 class _Pass:
@@ -91,12 +95,13 @@ class _Pass:
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.running.add(name, moments)
-        outputs = partial(_linear, pair[1], *self.student[-1])
-        self.running.add_loss(place, _linear(pair[0], *self.teacher[-1]), outputs(), outputs)
+        answers, (weight, bias) = _linear(pair[0], *self.teacher[-1]), self.student[-1]
+        if waits(x.device) and weight.dim() == 3:
+            self.running.add_loss(place, answers, _products(pair[1], weight, _together(self.student)), bias=bias)
+        else:
+            outputs = partial(_linear, pair[1], weight, bias)
+            self.running.add_loss(place, answers, outputs(), outputs)
         self.running.samples += len(x)
-
-    def finish(self) -> Measurement:
-        return self.running.finish()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -104,6 +109,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return x @ weight.mT
     return (torch.addmm if weight.dim() == 2 else torch.baddbmm)(bias.unsqueeze(-2), x, weight.mT)
+
+
+def _products(x: Tensor, weight: Tensor, students: int) -> Tensor:
+    """As `_linear` of a whole number of `students`, so many at a time: one product takes another way than two."""
+    out = x.new_empty(len(weight), x.shape[-2], weight.shape[-2])
+    for k in range(0, len(weight), students):
+        some = slice(k, k + students)
+        torch.bmm(x[some], weight[some].mT, out=out[some])
+    return out
 
 
 def _batch_size(weight: Tensor) -> int:
@@ -118,13 +132,30 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
-    samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if waits(weight.device) else (SLAB_SAMPLES, SLAB_BYTES)
-    slabs = math.ceil(len(weight) / max(1, most // (samples * _bytes(stack))))
-    each = math.ceil(len(weight) / slabs)
-    return [
-        [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
-        for k in range(0, len(weight), each)
-    ]
+    together = _together(stack) if waits(weight.device) else 1
+    students = math.ceil(len(weight) / together) * together
+    slabs = math.ceil(students / (_fitting(stack) // together * together))
+    each = math.ceil(students / slabs / together) * together
+    slab = [slice(k, k + each) for k in range(0, len(weight), each)]
+    return [[(_filled(w[k], together), None if b is None else _filled(b[k], together)) for w, b in stack] for k in slab]
+
+
+def _fitting(stack: Sequence[Layer]) -> int:
+    """How many students a slab may have."""
+    on_gpu = waits(stack[0][0].device)
+    samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if on_gpu else (SLAB_SAMPLES, SLAB_BYTES)
+    return max(1, most // (samples * _bytes(stack)))
+
+
+def _together(stack: Sequence[Layer]) -> int:
+    """How many students' outputs are one product on a GPU: a rule of their widths alone."""
+    return int(2 ** (min(_fitting(stack), GPU_STUDENTS).bit_length() - 1))
+
+
+def _filled(tensor: Tensor, students: int) -> Tensor:
+    """[P, ...] with zeros for more students, up to a whole number of `students`."""
+    missing = -len(tensor) % students
+    return pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, missing]) if missing else tensor
 
 
 def _samples(teacher: Sequence[Layer], stack: Sequence[Layer]) -> int:
@@ -153,16 +184,20 @@ def _bytes(stack: Sequence[Layer]) -> int:
     return sum(weight.shape[-2] * weight.element_size() for weight, _ in stack)
 
 
-def _side_by_side(slabs: list[Measurement]) -> Measurement:
-    """Measurements of one teacher against slabs of students as the measurement of all of them."""
-    if len(slabs) == 1:
-        return slabs[0]
-    layers = {}
-    for name, first in slabs[0].layers.items():
-        parts = [slab.layers[name].tensors() for slab in slabs]
-        whole = {field: torch.cat([part[field] for part in parts]) for field in parts[0] if _of_students(field)}
-        layers[name] = CrossMoments(**{**first.tensors(), **whole})
-    return Measurement(layers, torch.cat([_present(slab.loss) for slab in slabs]), slabs[0].samples)
+def _side_by_side(slabs: list[Measurement], population: Sequence[int]) -> Measurement:
+    """Measurements of one teacher against slabs of students as the measurement of all of them, [] or [P] of them."""
+    first, students = slabs[0], sum(slab.population or 0 for slab in slabs)
+    if len(slabs) > 1:
+        layers = {}
+        for name, moments in first.layers.items():
+            parts = [slab.layers[name].tensors() for slab in slabs]
+            whole = {field: torch.cat([part[field] for part in parts]) for field in parts[0] if _of_students(field)}
+            layers[name] = CrossMoments(**{**moments.tensors(), **whole})
+        first = Measurement(layers, torch.cat([_present(slab.loss) for slab in slabs]), first.samples)
+    if [students] == [*population] or not population:
+        return first
+    some = slice(population[0])  # without those that filled up the last slab
+    return Measurement({name: m[some] for name, m in first.layers.items()}, _present(first.loss)[some], first.samples)
 
 
 def _of_students(field: str) -> bool:

@@ -162,14 +162,22 @@ class Population:
         return [(w1, b1), (w2, self.b2[k].clone())]
 
     def groups(self) -> Iterator[Group]:
-        """The students of each width, narrowest first."""
+        """The students of each width, narrowest first; views of the population where they are neighbours."""
         widths = torch.tensor(self.widths)
         for n in sorted(set(self.widths)):
             indices = (widths == n).nonzero().flatten()
-            rows = (self.offsets[indices][:, None] + torch.arange(n)).flatten().to(self.w1.device)
+            students, rows = self._places(indices, n)
             w1, b1 = self.w1[rows].unflatten(0, (-1, n)), self.b1[rows].unflatten(0, (-1, n))
             w2 = self.w2[rows].unflatten(0, (-1, n)).mT.contiguous()
-            yield Group(indices, w1, b1, w2, self.b2[indices.to(self.b2.device)])
+            yield Group(indices, w1, b1, w2, self.b2[students])
+
+    def _places(self, students: Tensor, n: int) -> tuple[Tensor | slice, Tensor | slice]:
+        """Students of `n` nodes and their rows, as indices of tensors; as slices, which copy nothing, of neighbours."""
+        first, last = int(students[0]), int(students[-1])
+        if last - first + 1 == len(students):
+            return slice(first, last + 1), slice(int(self.offsets[first]), int(self.offsets[last + 1]))
+        rows = (self.offsets[students][:, None] + torch.arange(n)).flatten()
+        return students.to(self.b2.device), rows.to(self.w1.device)
 
     def select(self, students: Sequence[int]) -> Population:
         """The given students, in the given order."""

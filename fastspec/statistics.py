@@ -198,7 +198,7 @@ def overlaps(teacher_weight: Tensor, student_weight: Tensor) -> Overlaps:
 
 def check_finite(moments: CrossMoments) -> None:
     """ValueError, naming the side and its number of nodes, where activations or sums of squares were not finite."""
-    if all_finite(getattr(moments, f"{side}_{what}") for side in SIDES for what in ("mean", "scatter")):
+    if all_finite(of_nodes(moments)):
         return
     for side in SIDES:
         finite = (getattr(moments, f"{side}_mean").isfinite()) & (getattr(moments, f"{side}_scatter").isfinite())
@@ -206,6 +206,11 @@ def check_finite(moments: CrossMoments) -> None:
             bad = int((~finite).sum())
             got = f"NaN, infinite or too large activations in {bad} of {finite.numel()} nodes"
             refuse(side, got, "finite activations, up to 1e15 in float32")
+
+
+def of_nodes(moments: CrossMoments) -> list[Tensor]:
+    """What is not finite where activations or sums of squares were not: means and scatters."""
+    return [getattr(moments, f"{side}_{what}") for side in SIDES for what in ("mean", "scatter")]
 
 
 def constant_nodes(moments: CrossMoments) -> tuple[Tensor, Tensor]:

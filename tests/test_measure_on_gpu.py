@@ -169,8 +169,37 @@ def test_slabs_of_a_population_are_large_on_a_gpu(late):
     students = [len(slab[0][0]) for slab in layerwise._slabs(stack)]
     samples = layerwise._samples(stack, stack)
     each = samples * 250 * 4  # bytes
-    fitting = 256 * 2**20 // each
+    fitting = 256 * 2**20 // each // 8 * 8
     assert sum(students) == 256 and max(students) <= fitting and len(students) == -(-256 // fitting)
+
+
+SLABS = [(5, 3, [8]), (5, 100, [104]), (500, 20, [8] * 3), (1000, 5, [4, 4]), (5000, 2, [1, 1])]
+
+
+@pytest.mark.parametrize("width, students, slabs", SLABS)
+def test_slabs_of_a_population_are_filled_up_on_a_gpu(width, students, slabs, late):
+    """By 8, or by fewer where no more have room, so that the outputs of so many are one product."""
+    stack = [(torch.ones(students, width, 6), torch.ones(students, width)), (torch.ones(students, 3, width), None)]
+    found = layerwise._slabs(stack)
+    assert [len(weight) for ((weight, _), _) in found] == slabs
+    for layer, (weight, bias) in enumerate(stack):
+        for whole, parts in zip((weight, bias), zip(*(slab[layer] for slab in found), strict=True), strict=True):
+            if whole is not None:
+                every = torch.cat(parts)
+                assert torch.equal(every[:students], whole) and not every[students:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_student_on_a_gpu_is_the_same_in_any_company(dtype, late):
+    teacher = fs.teachers.two_layer(d=6, m=3, c=5, seed=0, dtype=dtype)
+    students = fs.Population.two_layer(teacher, multi=[1, 3, 4], seeds=range(5), std=0.7)
+    x = fs.data.gaussian(900, 6, seed=1, dtype=dtype)
+    together = fs.measure(teacher, students, x)
+    for chosen in ([7], [14, 3, 7], [5, 6, 7, 8, 9, 10]):
+        few, place = fs.measure(teacher, students.select(chosen), x), chosen.index(7)
+        assert len(few.loss) == len(chosen) and torch.equal(few.loss[place], together.loss[7])
+        for name, tensor in few.moments(place).tensors().items():
+            assert torch.equal(tensor, together.moments(7).tensors()[name]), name
 
 
 def test_inputs_on_the_cpu_are_moved_to_the_networks():

@@ -97,9 +97,10 @@ class LayerProblem:
             families["chunked plain"] = chunked("chunked plain", peers.chunked_plain)
             corrcoef = Peer("corrcoef", at(precision, peers.corrcoef), rounds=3, skip=lack or long)
             families["corrcoef"] = [corrcoef]
-        chosen, other = self._plans(precision, pair.x)
-        if other.seconds < 4 * chosen.seconds:
-            families["other plan"] = [Peer(f"fastspec, {other.name}", _forced(other.name, self.ours(precision)))]
+        chosen, *others = self._plans(precision, pair.x)
+        near = [other.name for other in others if other.seconds < 4 * chosen.seconds]
+        if near:
+            families["other plan"] = [Peer(f"fastspec, {name}", _forced(name, self.ours(precision))) for name in near]
         return families
 
     def compiled(self, case: Case, precision: str, device: str) -> Families:
@@ -128,7 +129,7 @@ class LayerProblem:
     def facts(self, case: Case, precision: str) -> Entry:
         """What is said of the op beside its time."""
         pair: LayerPair = case.copies[0]
-        plan, _ = self._plans(precision, pair.x)
+        plan = self._plans(precision, pair.x)[0]
         return {
             "plan": {"name": plan.name, "predicted_ms": plan.seconds * 1e3},
             "flipped_gates": flipped_gates(pair, precision),
@@ -137,7 +138,7 @@ class LayerProblem:
     def _plans(self, precision: str, like: Tensor) -> list[plans.Plan]:
         shape = (self.samples, self.inputs, self.teacher, self.student)
         found = plans.candidates(*shape, precision, population=self.students, device=rates_of(like))
-        taken = plans.choose(*shape, precision, device=rates_of(like)).name
+        taken = plans.choose(*shape, precision, blocks=self.students > 1, device=rates_of(like)).name
         return sorted(found, key=lambda plan: plan.name != taken)
 
 

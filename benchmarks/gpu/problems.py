@@ -6,8 +6,9 @@ from benchmarks.gpu.deep import DEEP, DeepProblem
 from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.networks import NetworkProblem
 from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
+from benchmarks.gpu.snapshots import SNAPSHOTS, SnapshotProblem
 
-Problem = LayerProblem | NetworkProblem | PopulationProblem | DeepProblem
+Problem = LayerProblem | NetworkProblem | PopulationProblem | SnapshotProblem | DeepProblem
 
 PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d20", 2**20, 20, 50, 500),
@@ -19,5 +20,6 @@ PROBLEMS: tuple[Problem, ...] = (
     LayerProblem("d1024", 2**20, 1024, 1024, 8192, narrow=False),
     LayerProblem("d4096", 2**17, 4096, 4096, 32_768, narrow=False),
     *POPULATIONS,
+    *SNAPSHOTS,
     *DEEP,
 )

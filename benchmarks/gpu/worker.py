@@ -21,6 +21,7 @@ from benchmarks.gpu.layers import LayerProblem
 from benchmarks.gpu.populations import PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS, Problem
 from benchmarks.gpu.result import Result, about
+from benchmarks.gpu.snapshots import Found, SnapshotProblem
 from benchmarks.harness import Entry, Options
 from benchmarks.memory import measure as extra_memory
 from benchmarks.precision import DTYPES, PRODUCTS, tf32
@@ -46,7 +47,7 @@ def precisions(problem: Problem) -> tuple[str, ...]:
     """At which a problem is measured."""
     if isinstance(problem, DeepProblem):
         return problem.precisions
-    if isinstance(problem, PopulationProblem):
+    if isinstance(problem, (PopulationProblem, SnapshotProblem)):
         return ("fp32", "fp64")
     return ORDER if problem.narrow else ORDER[:-1]
 
@@ -94,7 +95,7 @@ def measure(problem: Problem, precision: str, compiled: str, options: Options) -
     return {**entry, **found}
 
 
-def _tensors(result: Moments | Weights | list[CrossMoments] | torch.Tensor) -> list[torch.Tensor]:
+def _tensors(result: Moments | Weights | Found | list[CrossMoments] | torch.Tensor) -> list[torch.Tensor]:
     if isinstance(result, torch.Tensor):
         return [result]
     if not isinstance(result, list):

@@ -21,7 +21,7 @@ def show_plans(
     population: int = 1,
     device: str | None = None,
 ) -> None:
-    """Print both plans of `layer_moments` for a shape, with predicted times, and which one is taken.
+    """Print the plans of `layer_moments` for a shape, with predicted times, and which one is taken.
 
     device: a name of the table in `fastspec.ops.gpu.devices`; None is the GPU that is here.
     Raises ValueError, naming the argument, for an unknown device or precision, sizes below 1, and no GPU to name.
@@ -32,7 +32,10 @@ def show_plans(
     elif device not in names:
         refuse("device", "no GPU here" if device is None else repr(device), " or ".join(names))
     rates = device_rates(device)
-    taken = plans.choose(samples, inputs, teacher_nodes, student_nodes, precision, device=rates).name
+    many_students = population > 1
+    taken = plans.choose(
+        samples, inputs, teacher_nodes, student_nodes, precision, blocks=many_students, device=rates
+    ).name
     shape = f"{samples:,} samples, {inputs} inputs, {teacher_nodes} x {student_nodes} nodes"
     many = "" if population == 1 else f", {population} students"
     table = Table("plan", "predicted", "why", title=f"{shape}{many}, {precision}, on {device}")
@@ -43,6 +46,6 @@ def show_plans(
         table.add_row(name, f"{plan.seconds * 1e3:.3g} ms", plan.why)
     console = Console()
     console.print(table)
-    if population > 1:
-        console.print("The plan is chosen for one student, so that results do not depend on the population.")
+    if many_students:
+        console.print("The plan is chosen for a full block of students, so that results do not depend on their number.")
     console.print("Times are of a cost model whose shares of the device's rates are estimates.", style="dim")

@@ -25,6 +25,12 @@ def forced() -> str | None:
     return _forced
 
 
+def takes_triton(tensor: torch.Tensor) -> bool:
+    """Whether ops with a Triton kernel run it on this tensor."""
+    on_gpu = tensor.is_cuda and _forced is None
+    return library.has_triton() and (on_gpu or _forced == "triton")
+
+
 def backend(name: str | None) -> ExitStack:
     """Force the implementation of every op, for the whole process; in a `with` statement, until its end.
 

@@ -19,8 +19,10 @@ from benchmarks.gpu.deep import DEEP, DeepProblem
 from benchmarks.gpu.populations import POPULATIONS, PopulationProblem
 from benchmarks.gpu.problems import PROBLEMS
 from benchmarks.gpu.result import Result, best_peer, targets
+from benchmarks.gpu.snapshots import SNAPSHOTS, SnapshotProblem
 from benchmarks.harness import Options
 from benchmarks.rates import RateCalls, Rates
+from fastspec.ops.layer_moments import plans
 from fastspec.ops.precision import PRECISIONS
 
 NO_RATES = Rates(1e12, 1e12)
@@ -36,7 +38,7 @@ class FixedRates(RateCalls):
         return NO_RATES
 
 
-LAYERS = [p for p in PROBLEMS if not isinstance(p, (PopulationProblem, DeepProblem))]
+LAYERS = [p for p in PROBLEMS if not isinstance(p, (PopulationProblem, SnapshotProblem, DeepProblem))]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -53,7 +55,7 @@ def test_every_problem_in_small(monkeypatch, problem, precision):
     if problem.name != "network":
         flipped = entry["flipped_gates"]
         assert flipped["torch"] < 8 * precisions.ROUNDOFF.get(precision, 1e-6)
-        assert entry["plan"]["name"] in ("recompute", "stream")
+        assert entry["plan"]["name"] in plans.NAMES
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
@@ -65,6 +67,20 @@ def test_every_population_in_small(problem, precision):
     assert {"bmm", "bmm plain"} <= {name for name, peer in entry["best"].items() if peer in timed}
     assert entry["peers"][OURS]["error"]["weights"] < (1e-5 if precision == "fp32" else 1e-13)
     assert problem.predicted(precision) > problem.operations / 100e12
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("problem", SNAPSHOTS, ids=lambda problem: problem.name)
+def test_every_snapshot_in_small(problem, precision):
+    entry = worker.measure(problem.small(), precision, "", Options(rounds=1, quick=True))
+    assert {"fastspec", "eager", "packed"} == {n for n, peer in entry["peers"].items() if peer.get("median_ms", 0) > 0}
+    assert entry["peers"][OURS]["error"]["loss"] <= (1e-5 if precision == "fp32" else 1e-12)
+    assert entry["plan"] == {"name": "blocks", "predicted_ms": entry["plan"]["predicted_ms"]}
+
+
+def test_a_snapshot_of_the_study():
+    """128 students of 4 widths, 20,000 samples."""
+    assert SNAPSHOTS[2].operations == 4 * 10_000 * (32 * 18 * 20 * 170 + 20 * 150)
 
 
 @pytest.mark.parametrize(

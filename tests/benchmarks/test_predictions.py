@@ -41,9 +41,34 @@ def test_a_streams_activations_fit(precision, m, n):
 def test_a_plan_can_be_forced():
     for name in plans.NAMES:
         with plans.force(name):
-            assert plans.choose(1000, 20, 50, 500, "fp32").name == name
-    with pytest.raises(ValueError, match="name: got 'fast'; takes 'recompute' or 'stream'"), plans.force("fast"):
+            assert plans.choose(1000, 20, 50, 500, "fp32", blocks=True).name == name
+            assert plans.choose(1000, 20, 50, 500, "fp32").name == ("stream" if name == "blocks" else name)
+    takes = "'recompute' or 'stream' or 'blocks'"
+    with pytest.raises(ValueError, match=f"name: got 'fast'; takes {takes}"), plans.force("fast"):
         pass
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("nodes", [m * multi for m in (5, 10, 20) for multi in (1, 2, 5, 10)])
+def test_students_of_the_study_are_measured_in_blocks(nodes, precision):
+    sizes = 10_000, 100, 20, nodes, precision
+    plan = plans.choose(*sizes, blocks=True, activations=True, device=device_rates("H200"))
+    assert plan.name == "blocks" and 32 % plan.students == 0  # 32 students of a width: no block is partly empty
+    block = plans.Block.of(nodes, precision)
+    assert plan.students == block.students and plan.slab == block.columns and nodes <= block.each < nodes + 4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("nodes", [1, 3, 5, 64, 65, 1000, 1025, 5000])
+def test_a_block_is_a_rule_of_a_students_width(nodes, precision):
+    students, each = plans.Block.of(nodes, precision)
+    size = 8 if precision == "fp64" else 4
+    assert students in (1, 2, 4, 8, 16, 32) and each % 4 == 0 and 0 <= each - nodes < 4
+    assert students == 1 or size * students * each <= 8192
+    assert students == 32 or size * 2 * students * each > 8192
+    for population in (1, 2, 500):
+        names = [plan.name for plan in plans.candidates(99, 9, 3, nodes, precision, population=population)]
+        assert ("blocks" in names) == (population > 1 and students > 1)
 
 
 @pytest.mark.parametrize("name", ["samples", "teacher_nodes", "student_nodes"])

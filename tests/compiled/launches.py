@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastspec.ops.backward_gram import triton as backward_gram
 from fastspec.ops.cross_moments import triton as cross_moments
-from fastspec.ops.gpu import accumulate, devices
+from fastspec.ops.gpu import accumulate, devices, squares
 from fastspec.ops.layer_moments import plans
 from fastspec.ops.layer_moments import triton as layer_moments
 from fastspec.ops.linear_relu import triton as linear_relu
@@ -45,6 +45,8 @@ LAUNCHED = (
     (accumulate, "moments_kernel"),
     (accumulate, "merge_kernel"),
     (accumulate, "centre_kernel"),
+    (squares, "squares_kernel"),
+    (squares, "sum_blocks_kernel"),
     (linear_relu, "linear_relu_kernel"),
     (linear_relu, "sum_blocks_kernel"),
     (backward_gram, "gram_kernel"),
@@ -198,6 +200,9 @@ def _calls(whole: bool) -> dict[str, Launch]:
             what = "with counts" if counts else "plain"
             keep(f"stream, {precision}, {what}", launches, ("moments_kernel",))
             keep(precision, launches, ("centre_kernel", "linear_relu_kernel"))
+            with recorded() as launches, plans.force("blocks"):
+                layer_moments.layer_moments(*_layer(100, dtype), 0.0, precision, counts, True)
+            keep(f"blocks, {precision}, {what}", launches, ("moments_kernel", "merge_kernel", "centre_kernel"))
             with recorded() as launches:
                 cross_moments.cross_moments(torch.empty(4096, 100, dtype=dtype), _students(dtype), precision, counts)
             keep(f"activations, {precision}, {what}", launches, ("moments_kernel",))
@@ -216,6 +221,12 @@ def _calls(whole: bool) -> dict[str, Launch]:
             backward_gram.backward_gram(teacher, gates[0], student, gates[1], True, False, precision)
         keep(f"gated and not, {precision}", launches, ("gram_kernel",))
     for dtype in (torch.float64, torch.float32):
+        y, f, b = (torch.empty(*size, dtype=dtype) for size in ((4096, 50), (8, 4096, 50), (8, 50)))
+        for bias in (b, None):
+            with recorded() as launches:
+                squares.squared_distances(y, f, bias)
+            name = f"{TYPES[dtype]}, {'no ' if bias is None else ''}bias"
+            keep(name, launches, ("squares_kernel", "sum_blocks_kernel"))
         for what, batch, options in (("plain", 64, {}), ("labels and all options", 16, {"everything": True})):
             with recorded() as launches:
                 mlp_sgd_step.mlp_sgd_step(*_deep(dtype, batch, **options))

@@ -16,8 +16,7 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 if INTERPRETED:
     from fastspec.ops.cross_moments import triton as cross_moments
     from fastspec.ops.gpu import accumulate, sizes
-    from fastspec.ops.layer_moments import plans
-    from fastspec.ops.layer_moments import triton as layer_moments
+    from fastspec.ops.layer_moments import plans, stream
     from fastspec.ops.linear_relu import triton as linear_relu
     from fastspec.ops.precision import PRECISIONS
 
@@ -39,7 +38,7 @@ def small(monkeypatch):
     """Tiles, spans, rounds, slabs and chunks so small that 75 samples and 35 student nodes have several of each."""
     for module, name, size in (
         (sizes, "SHORTEST", 32), (sizes, "ALIGNED", 16), (accumulate, "SPANS", 2), (accumulate, "WORKSPACE", 4000),
-        (plans, "WORKSPACE", 4000), (plans, "ACTIVATIONS", 5400),
+        (plans, "WORKSPACE", 4000), (plans, "ACTIVATIONS", 5400), (plans, "BLOCK_STUDENTS", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, size)
     for module in (cross_moments, plans):
@@ -51,11 +50,21 @@ def small(monkeypatch):
 @pytest.fixture(params=["recompute", "stream by torch", "stream by kernels"])
 def way(request, monkeypatch):
     """A way through layer_moments: a plan, and whose products a stream takes."""
-    if request.param == "stream by kernels":
-        for module in (layer_moments, linear_relu):
+    yield from taken(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["blocks by torch", "blocks by kernels"])
+def blocks(request, monkeypatch):
+    """The way of populations that share their inputs."""
+    yield from taken(request.param, monkeypatch)
+
+
+def taken(way, monkeypatch):
+    if way.endswith("kernels"):
+        for module in (stream, linear_relu):
             monkeypatch.setattr(module, "vendor", lambda _: False)
-    with plans.force(request.param.split()[0]):
-        yield request.param
+    with plans.force(way.split()[0]):
+        yield way
 
 
 @pytest.fixture

@@ -36,15 +36,25 @@ class Centred(NamedTuple):
     active: Tensor  # [spans, nodes] int32
 
 
-def centre(buffer: Tensor, samples: int, span: int) -> Centred:
-    """Centre activations [spans * span, nodes] in place; those after `samples` rows are not there yet."""
+def centre(
+    buffer: Tensor, samples: int, span: int, slope: float, kept: Tensor | None = None, each: int | None = None
+) -> Centred:
+    """Gate pre-activations [spans * span, nodes] and centre them, in place; rows after `samples` become 0.
+
+    kept: [samples, n], or [students, samples, n] for students that have `each` columns side by side: where the
+    activations go.
+    """
     spans, nodes = len(buffer) // span, buffer.shape[1]
     found = Centred(buffer, buffer.new_empty(spans, 4, nodes), buffer.new_empty(spans, nodes, dtype=torch.int32))
+    population = kept is not None and kept.dim() == 3
+    students = len(kept) if kept is not None and population else 1
+    n = nodes if kept is None else kept.shape[-1]
+    to = strides(kept, population, 1)
     with on_device_of(buffer):
         centre_kernel[(triton.cdiv(nodes, 32), spans)](
-            *found, samples, nodes, span, ROWS=64, NODES=32, num_warps=4, num_stages=2, enable_fp_fusion=True
-        )
-    buffer[samples:].zero_()
+            buffer, found.sums, found.active, kept, samples, nodes, span, slope, students, n, each or nodes, *to,
+            ROWS=32, NODES=32, num_warps=4, num_stages=2, enable_fp_fusion=True,
+        )  # fmt: skip
     return found
 
 
@@ -148,7 +158,8 @@ class Accumulator:
                 self._round_done(min(here * self.span, samples - first * self.span))
 
     def add_centred(self, teacher: Centred, student: Centred, samples: int) -> None:
-        """Add activations of a single student that are centred already; their products are torch's."""
+        """Add activations that are centred already; their products are torch's. Students lie side by side, each in
+        whole tiles."""
         spans, nodes = len(teacher.sums), student.values.shape[1]
         t, s = (side.values.view(spans, self.span, -1) for side in (teacher, student))
         work = Workspace(torch.bmm(t.mT, s), None, teacher.sums, student.sums, teacher.active, student.active)

@@ -70,13 +70,15 @@ def linear_relu_kernel(
 
 @triton.jit
 def sum_blocks_kernel(p_sums, p_active, p_sum, p_count, blocks, columns, COLUMNS: tl.constexpr):
-    """[blocks, columns] -> [columns] in float64 and int64, in the blocks' order."""
+    """[blocks, columns] -> [columns] in float64 and int64, in the blocks' order; counts may be None."""
     i_c = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     m_c = i_c < columns
     b_sum, b_count = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.int64)
     for i in range(0, blocks):
         o_c = i_c + (i + tl.zeros([1], tl.int64)) * columns
         b_sum += tl.load(p_sums + o_c, mask=m_c, other=0.0).to(tl.float64)
-        b_count += tl.load(p_active + o_c, mask=m_c, other=0).to(tl.int64)
+        if p_active is not None:
+            b_count += tl.load(p_active + o_c, mask=m_c, other=0).to(tl.int64)
     tl.store(p_sum + i_c, b_sum, mask=m_c)
-    tl.store(p_count + i_c, b_count, mask=m_c)
+    if p_active is not None:
+        tl.store(p_count + i_c, b_count, mask=m_c)

@@ -1,7 +1,8 @@
 """Which way `layer_moments` goes on a GPU: a written cost model, from shapes and the device's rates alone.
 
 The rates are the makers' figures, the shares of them that kernels reach are estimates: README.md says which of them
-have been measured. A plan never depends on the size of a population, and neither do its results.
+have been measured. A plan never depends on the size of a population, and neither do its results: students go one by
+one, or in blocks that are always full.
 """
 
 from __future__ import annotations
@@ -16,16 +17,28 @@ from fastspec.ops.gpu.devices import DEVICES, Rates
 from fastspec.ops.gpu.sizes import WORKSPACE, Tiles, span_of, tiles_of
 from fastspec.ops.precision import PRECISIONS
 
-Name = Literal["recompute", "stream"]
-NAMES: tuple[Name, ...] = ("recompute", "stream")
-ACTIVATIONS = 128 * 2**20  # bytes of both networks' activations that `stream` holds at a time
+Name = Literal["recompute", "stream", "blocks"]
+NAMES: tuple[Name, ...] = ("recompute", "stream", "blocks")
+ACTIVATIONS = 128 * 2**20  # bytes of both networks' activations that `stream` and `blocks` hold at a time
 LAUNCH = 8e-6  # seconds between two kernels of a stream
+BLOCK_BYTES = 8192  # at most, of a sample's activations in a block of students
+BLOCK_STUDENTS = 32  # at most: so many are computed where fewer are there
+EACH = 4  # a student of a block has a multiple of so many columns, so that all begin at 16 bytes
+NARROW = 32  # nodes of a tile of torch's products: those of a narrower teacher take as long
 
 
 # Estimates of the share of a rate that is reached: by torch's products, by the layers' kernel, by the one-pass kernel.
 TORCH = {"fp64": 0.85, "fp32": 0.85}
 LAYERS = {"fp64": 0.4, "fp32": 0.55, "tf32x3": 0.5, "tf32": 0.6, "bf16": 0.6}
 MOMENTS = {"fp64": 0.4, "fp32": 0.55, "tf32x3": 0.4, "tf32": 0.35, "bf16": 0.3}
+# The same where the one-pass kernel makes activations and writes them out, or counts co-activation: it waits for loads.
+WAITING = MOMENTS | {"fp64": 0.05, "fp32": 0.05}
+
+WHY: dict[Name, str] = {
+    "recompute": "activations are computed again for every tile of the cross product, and written nowhere",
+    "stream": "activations are computed once, student by student, and go through memory in chunks",
+    "blocks": "activations are computed once, of many students in one product, and go through memory in chunks",
+}
 
 
 class Plan(NamedTuple):
@@ -33,10 +46,34 @@ class Plan(NamedTuple):
 
     name: Name
     tiles: Tiles  # of the one-pass kernel
-    chunk: int  # samples whose activations `stream` holds
-    slab: int  # student nodes whose activations it holds
+    chunk: int  # samples whose activations `stream` and `blocks` hold
+    slab: int  # student nodes, or columns of a block, whose activations they hold
     seconds: float  # predicted
     why: str
+    students: int = 1  # side by side in a block
+
+
+class Block(NamedTuple):
+    """How students of one width lie side by side."""
+
+    students: int  # a power of two
+    each: int  # columns of a student
+
+    @property
+    def columns(self) -> int:
+        return self.students * self.each
+
+    @classmethod
+    def of(cls, nodes: int, precision: str) -> Block:
+        """Of students with so many nodes: a rule of their width alone."""
+        each = ceil(nodes / EACH) * EACH
+        fitting = min(BLOCK_BYTES // (_size(precision) * each), BLOCK_STUDENTS)
+        return cls(2 ** (max(fitting, 1).bit_length() - 1), each)
+
+
+def _size(precision: str) -> int:
+    """Bytes of an activation."""
+    return 8 if precision == "fp64" else 4
 
 
 def candidates(
@@ -52,7 +89,8 @@ def candidates(
     activations: bool = False,
     device: Rates | None = None,
 ) -> list[Plan]:
-    """Every plan with its predicted time; the arguments are those of `choose`, for `population` students."""
+    """Every plan with its predicted time; the arguments are those of `choose`, for `population` students that share
+    their inputs."""
     for name, value in (
         ("samples", samples), ("inputs", inputs), ("teacher_nodes", teacher_nodes), ("student_nodes", student_nodes),
         ("population", population),
@@ -62,8 +100,8 @@ def candidates(
         refuse("precision", repr(precision), " or ".join(map(repr, PRECISIONS)))
     rates = device or DEVICES[-1]
     d_t, d_s, m, n = inputs, inputs if student_inputs is None else student_inputs, teacher_nodes, student_nodes
-    rate, size = rates.products[precision], 8 if precision == "fp64" else 4
-    in_and_out = size * samples * (d_t + (0 if student_inputs is None else population * d_s))
+    rate, size = rates.products[precision], _size(precision)
+    in_and_out = size * samples * (d_t + (0 if student_inputs is None else d_s))
     in_and_out += 8 * population * m * n + (size * samples * (m + population * n) if activations else 0)
 
     tiles = tiles_of(precision, True, m, coactivation or activations, rates.warpgroups)
@@ -71,27 +109,39 @@ def candidates(
     padded_m, padded_n = rows * tiles.teachers, columns * tiles.students
     deep_t, deep_s = (ceil(d / tiles.inputs) * tiles.inputs for d in (d_t, d_s))
     work = columns * padded_m * deep_t + rows * padded_n * deep_s + padded_m * padded_n
-    computing = 2 * samples * work / (rate * MOMENTS[precision])
+    share = (WAITING if coactivation or activations else MOMENTS)[precision]
+    computing = 2 * samples * work / (rate * share)
     recompute = Plan("recompute", tiles, 0, n, max(computing, in_and_out / rates.memory), "")
 
     loaded = tiles_of(precision, False, m, coactivation, rates.warpgroups)
     span = span_of(samples, m)
+    by_torch = precision in TORCH
+    of_cross = TORCH[precision] if by_torch and not coactivation else MOMENTS[precision]
+
+    def streamed(name: Name, slab: int, slabs: int, columns: int, students: int = 1) -> Plan:
+        """In slabs, which have so many columns together."""
+        fitting = min(ACTIVATIONS // (size * span * (m + slab)), WORKSPACE // (size * m * slab))  # spans
+        chunk = max(1, min(fitting, ceil(samples / span))) * span
+        chunks = ceil(samples / chunk)
+        layers = 2 * samples * (m * d_t + columns * d_s) / (rate * (TORCH if by_torch else LAYERS)[precision])
+        cross = 2 * samples * (max(m, NARROW) if by_torch else m) * columns / (rate * of_cross)
+        passes = 4 if by_torch else 2  # over the activations, through the cache if a chunk fits there
+        within = rates.cache if size * chunk * (m + slab) <= rates.cache_size else rates.memory
+        moved = passes * size * samples * (m * slabs + columns) / within
+        merged = ceil(samples / span) * m * columns * (2 * size + 16) / rates.memory
+        seconds = layers + cross + moved + merged + LAUNCH * chunks * slabs * 6 + in_and_out / rates.memory
+        return Plan(name, loaded, chunk, slab, seconds, "", students)
+
     room = max(min(ACTIVATIONS // (size * span) - m, WORKSPACE // (size * m)), loaded.students)  # student nodes
     slab = n if n <= room else room // loaded.students * loaded.students
-    fitting = min(ACTIVATIONS // (size * span * (m + slab)), WORKSPACE // (size * m * slab))  # spans
-    chunk = max(1, min(fitting, ceil(samples / span))) * span
-    slabs, chunks = population * ceil(n / slab), ceil(samples / chunk)
-    by_torch = precision in TORCH
-    layers = 2 * samples * (m * d_t + population * n * d_s) / (rate * (TORCH if by_torch else LAYERS)[precision])
-    of_cross = TORCH[precision] if by_torch and not coactivation else MOMENTS[precision]
-    cross = 2 * samples * m * population * n / (rate * of_cross)
-    passes = 4 if by_torch else 2  # over the activations, through the cache if a chunk fits there
-    within = rates.cache if size * chunk * (m + slab) <= rates.cache_size else rates.memory
-    moved = passes * size * samples * (m * slabs + population * n) / within
-    merged = ceil(samples / span) * population * m * n * (2 * size + 16) / rates.memory
-    seconds = layers + cross + moved + merged + LAUNCH * chunks * slabs * 6 + in_and_out / rates.memory
-    streamed = Plan("stream", loaded, chunk, slab, seconds, "")
-    return [_explained(plan, other) for plan, other in ((recompute, streamed), (streamed, recompute))]
+    found = [recompute, streamed("stream", slab, population * ceil(n / slab), population * n)]
+    block = Block.of(n, precision)
+    if population > 1 and block.students > 1:
+        blocks = ceil(population / block.students)
+        found.append(streamed("blocks", block.columns, blocks, blocks * block.columns, block.students))
+    best = min(found, key=lambda plan: plan.seconds)
+    verdicts = ["the fastest here" if plan is best else "slower here" for plan in found]
+    return [p._replace(why=f"{WHY[p.name]}: {verdict}") for p, verdict in zip(found, verdicts, strict=True)]
 
 
 def choose(
@@ -102,22 +152,26 @@ def choose(
     precision: str,
     *,
     student_inputs: int | None = None,
+    blocks: bool = False,
     coactivation: bool = False,
     activations: bool = False,
     device: Rates | None = None,
 ) -> Plan:
-    """The plan with the smallest predicted time for one student, or the one that `force` asks for.
+    """The plan with the smallest predicted time, or the one that `force` asks for; "stream" where blocks do not apply.
 
-    student_inputs: the width of the students' inputs, where they have inputs of their own.
+    student_inputs: the width of the students' inputs, where those are not the teacher's.
+    blocks: students are a population's and share their inputs; the time is that of a full block of them, however many
+        there are.
     device: its rates, see `fastspec.ops.gpu.devices`; None is a device not in the table.
     Raises ValueError, naming the argument, for sizes below 1 and unknown precisions.
     """
+    students = Block.of(student_nodes, precision).students if blocks else 1
     plans = candidates(
-        samples, inputs, teacher_nodes, student_nodes, precision, student_inputs=student_inputs,
+        samples, inputs, teacher_nodes, student_nodes, precision, student_inputs=student_inputs, population=students,
         coactivation=coactivation, activations=activations, device=device,
     )  # fmt: skip
     if _forced is not None:
-        return plans[NAMES.index(_forced)]._replace(why="forced")
+        return plans[min(NAMES.index(_forced), len(plans) - 1)]._replace(why="forced")
     return min(plans, key=lambda plan: plan.seconds)
 
 
@@ -135,12 +189,3 @@ def force(name: Name) -> Iterator[None]:
         yield
     finally:
         _forced = before
-
-
-def _explained(plan: Plan, other: Plan) -> Plan:
-    what = {
-        "recompute": "activations are computed again for every tile of the cross product, and written nowhere",
-        "stream": "activations are computed once and go through memory in chunks",
-    }[plan.name]
-    verdict = "faster" if plan.seconds <= other.seconds else "slower"
-    return plan._replace(why=f"{what}: the {verdict} of the two here")

@@ -113,9 +113,14 @@ def write_activations(
     if not vendor(precision):
         launch(out, x, weight, bias, negative_slope, precision)
         return
+    write_pre_activations(out, x, weight, bias)
+    torch.nn.functional.leaky_relu_(out, negative_slope)
+
+
+def write_pre_activations(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Write `x @ weight.T + bias` of one network to `out` [N, n] in its own dtype, by torch."""
     x, weight = x.to(out.dtype), weight.to(out.dtype)
     if bias is None:
         torch.mm(x, weight.mT, out=out)
     else:
         torch.addmm(bias.to(out.dtype), x, weight.mT, out=out)
-    torch.nn.functional.leaky_relu_(out, negative_slope)
