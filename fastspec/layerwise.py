@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
-from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations
+from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations, of_students
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
 from fastspec.running import Running, finish_all
 from fastspec.workers import Spread
@@ -27,7 +27,7 @@ SLAB_SAMPLES = 1152  # at a time
 
 GPU_BYTES = 256 * 2**20  # at most, for activations and outputs
 GPU_SAMPLES, GPU_SLAB_SAMPLES = 8192, 12_288  # with fewer, merges of wide layers take as long as their products
-GPU_STUDENTS = 8  # whose outputs are one product: slabs are filled up, so that no result depends on a population's size
+GPU_STUDENTS = 16  # whose outputs are one product; slabs are filled up, so that no result depends on the company
 GPU_OPERATIONS = 2 * 10**10  # of a layer: some .4 ms of a large GPU, as long as the host needs to ask for them
 
 
@@ -67,8 +67,7 @@ def measure_layers(
     for batch in gather(read(data, samples, check, progress, weight.device), samples):
         spread(partial(_Pass.add, batch=batch), slabs)
     found = iter(finish_all([slab.running for stack in passes for slab in stack]))
-    parts = [[next(found) for _ in slabs] for slabs in passes]
-    return [_side_by_side(some, stack[0][0].shape[:-2]) for some, stack in zip(parts, stacks, strict=True)]
+    return [_side_by_side([next(found) for _ in stack]) for stack in passes]
 
 
 class _Pass:
@@ -78,7 +77,15 @@ class _Pass:
         self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
     ):
         self.teacher, self.student, self.samples = teacher, student, _samples(teacher, student)
-        check = not waits(teacher[0][0].device)
+        weight = student[0][0]
+        check = not waits(weight.device)
+        self.together: int | None = None  # students of a product of outputs, on a GPU
+        self.students: int | None = None  # those that are there, where more fill up the last product
+        if not check and weight.dim() == 3:
+            self.together = _together(student)
+            if len(weight) % self.together:
+                self.students = len(weight)
+                self.student = [_filled(layer, self.together) for layer in student]
         self.options = {"negative_slope": negative_slope, "check": check, **options}
         self.running = Running()
 
@@ -94,13 +101,14 @@ class _Pass:
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
-            self.running.add(name, moments)
+            self.running.add(name, moments if self.students is None else moments[: self.students])
         answers, (weight, bias) = _linear(pair[0], *self.teacher[-1]), self.student[-1]
-        if waits(x.device) and weight.dim() == 3:
-            self.running.add_loss(place, answers, _products(pair[1], weight, _together(self.student)), bias=bias)
-        else:
+        if self.together is None:
             outputs = partial(_linear, pair[1], weight, bias)
             self.running.add_loss(place, answers, outputs(), outputs)
+        else:
+            products = _products(pair[1], weight, self.together)[: self.students]
+            self.running.add_loss(place, answers, products, bias=None if bias is None else bias[: self.students])
         self.running.samples += len(x)
 
 
@@ -132,12 +140,13 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
-    together = _together(stack) if waits(weight.device) else 1
-    students = math.ceil(len(weight) / together) * together
-    slabs = math.ceil(students / (_fitting(stack) // together * together))
-    each = math.ceil(students / slabs / together) * together
-    slab = [slice(k, k + each) for k in range(0, len(weight), each)]
-    return [[(_filled(w[k], together), None if b is None else _filled(b[k], together)) for w, b in stack] for k in slab]
+    together = _together(stack) if waits(weight.device) else 1  # slabs have a whole number of so many
+    units = math.ceil(len(weight) / together)
+    each = math.ceil(units / math.ceil(units / (_fitting(stack) // together))) * together
+    return [
+        [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
+        for k in range(0, len(weight), each)
+    ]
 
 
 def _fitting(stack: Sequence[Layer]) -> int:
@@ -152,10 +161,11 @@ def _together(stack: Sequence[Layer]) -> int:
     return int(2 ** (min(_fitting(stack), GPU_STUDENTS).bit_length() - 1))
 
 
-def _filled(tensor: Tensor, students: int) -> Tensor:
-    """[P, ...] with zeros for more students, up to a whole number of `students`."""
-    missing = -len(tensor) % students
-    return pad(tensor, [0, 0] * (tensor.dim() - 1) + [0, missing]) if missing else tensor
+def _filled(layer: Layer, students: int) -> Layer:
+    """The weights of a layer [P, ...] with zeros for more students, up to a whole number of `students`."""
+    weight, bias = layer
+    missing = -len(weight) % students
+    return pad(weight, (0, 0, 0, 0, 0, missing)), None if bias is None else pad(bias, (0, 0, 0, missing))
 
 
 def _samples(teacher: Sequence[Layer], stack: Sequence[Layer]) -> int:
@@ -184,24 +194,16 @@ def _bytes(stack: Sequence[Layer]) -> int:
     return sum(weight.shape[-2] * weight.element_size() for weight, _ in stack)
 
 
-def _side_by_side(slabs: list[Measurement], population: Sequence[int]) -> Measurement:
-    """Measurements of one teacher against slabs of students as the measurement of all of them, [] or [P] of them."""
-    first, students = slabs[0], sum(slab.population or 0 for slab in slabs)
-    if len(slabs) > 1:
-        layers = {}
-        for name, moments in first.layers.items():
-            parts = [slab.layers[name].tensors() for slab in slabs]
-            whole = {field: torch.cat([part[field] for part in parts]) for field in parts[0] if _of_students(field)}
-            layers[name] = CrossMoments(**{**moments.tensors(), **whole})
-        first = Measurement(layers, torch.cat([_present(slab.loss) for slab in slabs]), first.samples)
-    if [students] == [*population] or not population:
-        return first
-    some = slice(population[0])  # without those that filled up the last slab
-    return Measurement({name: m[some] for name, m in first.layers.items()}, _present(first.loss)[some], first.samples)
-
-
-def _of_students(field: str) -> bool:
-    return field.startswith(("student_", "cross_")) or field == "coactive"
+def _side_by_side(slabs: list[Measurement]) -> Measurement:
+    """Measurements of one teacher against slabs of students as the measurement of all of them."""
+    if len(slabs) == 1:
+        return slabs[0]
+    layers = {}
+    for name, first in slabs[0].layers.items():
+        parts = [slab.layers[name].tensors() for slab in slabs]
+        whole = {field: torch.cat([part[field] for part in parts]) for field in parts[0] if of_students(field)}
+        layers[name] = CrossMoments(**{**first.tensors(), **whole})
+    return Measurement(layers, torch.cat([_present(slab.loss) for slab in slabs]), slabs[0].samples)
 
 
 def _present(loss: Tensor | None) -> Tensor:

@@ -147,6 +147,11 @@ class CrossMoments:
         return CrossMoments(**{name: change(name, tensor) for name, tensor in self.tensors().items()})
 
 
+def of_students(name: str) -> bool:
+    """Whether a tensor of `CrossMoments` is of the students, and has their population axis."""
+    return name.startswith(("student_", "cross_")) or name == "coactive"
+
+
 def _layout(m: int, n: int, population: int | None) -> dict[str, tuple[int, ...]]:
     p = () if population is None else (population,)
     teacher, student, cross = (m,), (*p, n), (*p, m, n)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastspec.measurement import Measurement, pack, unpack
-from fastspec.moments import CrossMoments
+from fastspec.moments import CrossMoments, of_students
 from fastspec.ops.checks import refuse
 from fastspec.statistics import THRESHOLDS
 from fastspec.tables import layer_row, table
@@ -74,6 +74,30 @@ class PopulationMeasurement:
     def moments(self, k: int) -> CrossMoments:
         """The moments of student `k`'s hidden layer."""
         return next(iter(self.student(k).layers.values()))
+
+    def side_by_side(self) -> CrossMoments:
+        """The moments of all students' hidden nodes, as if they were one student's: in the population's order."""
+        first = _hidden(self.groups[0])
+        parts: dict[str, list[Tensor]] = {}
+        for group in self.groups:
+            for name, tensor in _hidden(group).tensors().items():
+                if of_students(name) and name != "student_gram":
+                    parts.setdefault(name, []).append(tensor.movedim(0, -2).flatten(-2))
+        joined = {name: torch.cat(tensors, dim=-1) for name, tensors in parts.items()}
+        nodes = self._nodes()
+        if not nodes.equal(torch.arange(len(nodes))):
+            order = nodes.argsort().to(first.count.device)
+            joined = {name: tensor[..., order] for name, tensor in joined.items()}
+        shared = {n: t for n, t in first.tensors().items() if not of_students(n) and n != "teacher_gram"}
+        return CrossMoments(**shared, **joined)
+
+    def _nodes(self) -> Tensor:
+        """Where the groups' nodes are in the population, group by group, student by student; on the CPU."""
+        widths = torch.empty(len(self), dtype=torch.int64)
+        for group in self.groups:
+            widths[group.indices] = _hidden(group).student_mean.shape[-1]
+        offsets = widths.cumsum(0) - widths
+        return torch.cat([(offsets[i, None] + torch.arange(int(widths[i[0]]))).flatten() for i, _ in self.groups])
 
     def student(self, k: int) -> Measurement:
         """The measurement of student `k`."""

@@ -87,9 +87,9 @@ def summed_loss(
     On a GPU, where nothing looks whether float32 is wide enough, they are float64; NaN and infinity are not refused.
     """
     if takes_triton(student):
-        from fastspec.ops.gpu.squares import squared_distances
+        from fastspec.ops.gpu.squares import summed_squares
 
-        return squared_distances(teacher, student, bias) / 2
+        return summed_squares(teacher, student, bias)
     student = student if bias is None else student + bias.unsqueeze(-2)
     if waits(student.device):
         return _sum_of_squares(teacher, student, torch.float64)

@@ -135,11 +135,14 @@ def test_a_loss_that_is_not_finite_is_reported(late):
 
 
 def test_a_population_is_the_same_in_large_slabs(request):
-    teacher, students = two_layers()
+    teacher, _ = two_layers()
+    students = fs.Population.two_layer(teacher, multi=[1, 3], seeds=range(37), std=0.3)
+    for bias in (students.b1, students.b2):
+        bias.copy_(torch.linspace(-1, 1, bias.numel()).view_as(bias))
     x = fs.data.gaussian(900, 6, seed=1)
     now = fs.measure(teacher, students, x)
     request.getfixturevalue("late")
-    later = fs.measure(teacher, students, x)
+    later = fs.measure(teacher, students, x, batch_size=400)
     torch.testing.assert_close(later.best_correlation, now.best_correlation, rtol=0, atol=1e-6)
     torch.testing.assert_close(later.loss, now.loss, rtol=1e-6, atol=0)
 
@@ -169,24 +172,40 @@ def test_slabs_of_a_population_are_large_on_a_gpu(late):
     students = [len(slab[0][0]) for slab in layerwise._slabs(stack)]
     samples = layerwise._samples(stack, stack)
     each = samples * 250 * 4  # bytes
-    fitting = 256 * 2**20 // each // 8 * 8
+    fitting = 256 * 2**20 // each // 16 * 16
     assert sum(students) == 256 and max(students) <= fitting and len(students) == -(-256 // fitting)
 
 
-SLABS = [(5, 3, [8]), (5, 100, [104]), (500, 20, [8] * 3), (1000, 5, [4, 4]), (5000, 2, [1, 1])]
+SLABS = [(5, 3, [3]), (5, 100, [100]), (300, 20, [16, 4]), (1000, 5, [4, 1]), (5000, 2, [1, 1])]
 
 
 @pytest.mark.parametrize("width, students, slabs", SLABS)
 def test_slabs_of_a_population_are_filled_up_on_a_gpu(width, students, slabs, late):
-    """By 8, or by fewer where no more have room, so that the outputs of so many are one product."""
+    """To a multiple of 16, or of fewer where no more have room, so that the outputs of so many are one product."""
     stack = [(torch.ones(students, width, 6), torch.ones(students, width)), (torch.ones(students, 3, width), None)]
     found = layerwise._slabs(stack)
     assert [len(weight) for ((weight, _), _) in found] == slabs
-    for layer, (weight, bias) in enumerate(stack):
-        for whole, parts in zip((weight, bias), zip(*(slab[layer] for slab in found), strict=True), strict=True):
-            if whole is not None:
-                every = torch.cat(parts)
-                assert torch.equal(every[:students], whole) and not every[students:].any()
+    together = min(16, max(slabs)) if width > 5 else 16
+    for slab in found:
+        filled = layerwise._Pass(slab, slab, 0.0, {})
+        assert filled.together == together
+        for (weight, bias), (whole, zeros) in zip(slab, filled.student, strict=True):
+            here = len(weight)
+            assert len(whole) == -(-here // together) * together
+            assert torch.equal(whole[:here], weight) and not whole[here:].any()
+            assert (bias is None) == (zeros is None)
+            if bias is not None:
+                assert torch.equal(zeros[:here], bias) and len(zeros) == len(whole) and not zeros[here:].any()
+
+
+def test_students_that_fill_up_a_slab_are_not_counted(late):
+    teacher = fs.teachers.two_layer(d=6, m=3, c=2, seed=0)
+    students = fs.Population.two_layer(teacher, multi=[2], seeds=range(3))
+    students.w1[4] = 3e38
+    with pytest.raises(
+        ValueError, match=r"^data, hidden1: student: got NaN, infinite or too large .* in 1 of 18 nodes"
+    ):
+        fs.measure(teacher, students, torch.rand(50, 6) + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastspec.measure import measure
 from fastspec.networks import MLP
-from fastspec.population_measurement import PopulationMeasurement
 from fastspec.populations import Group, Population
-from fastspec.statistics import best, rank_of
+from fastspec.statistics import Best, best, constant_nodes, rank_of
 from fastspec.workers import one_thread, workers
 
 GRADIENT_SAMPLES = 512  # at a time
 GRADIENT_VALUES = 2**24  # at a time, of the students of a width on a GPU
 
 
-class Width(NamedTuple):
-    """The students of one width."""
-
-    indices: Tensor  # [P_g] int64, their places in the population
-    rows: Tensor  # [P_g, n] int64, their nodes in the population's packed weights
-
-
-def by_width(students: Population, device: torch.device | str = "cpu") -> Iterator[Width]:
-    """The students of each width, narrowest first, as `Population.groups`; indices on a device."""
+def node_table(students: Population) -> Tensor:
+    """The nodes of every student in the packed weights [P, widest] int64, on the CPU; where it has none, N, which no
+    node has."""
     widths = students.offsets.diff()
-    for n in widths.unique().tolist():
-        indices = (widths == n).nonzero().flatten()
-        rows = students.offsets[indices, None] + torch.arange(n)
-        yield Width(indices.to(device), rows.to(device))
+    place = torch.arange(int(widths.max()))
+    return torch.where(place < widths[:, None], students.offsets[:-1, None] + place, students.offsets[-1])
 
 
 @torch.no_grad()
@@ -49,13 +40,35 @@ def snapshot(
     teacher, students = _beside(train, teacher, students)
     measured, on_train = (measure(teacher, students, x, progress=False) for x in (held_out, train))
     with one_thread():  # for what is small
-        found = _of_moments(measured, students, teacher.hidden_widths[0])
-        found |= {"loss": measured.loss, "loss_train": on_train.loss}
-        found["best_correlation_train"] = on_train.best_correlation.float()
+        table = node_table(students).to(train.device)
+        moments = measured.side_by_side()
+        rho = moments.correlation()  # [m, N]
+        values, places = _best(rho, table)
+        on_train_values, _ = _best(on_train.side_by_side().correlation(), table)
+        found = {
+            "loss": measured.loss,
+            "loss_train": on_train.loss,
+            "correlation": rho.mT.float(),
+            "best_correlation": values.float(),
+            "best_student": places,
+            "constant_students": _by_student(constant_nodes(moments)[1], table, False).sum(-1),
+            "best_correlation_train": on_train_values.float(),
+        }
         found["students"] = students_of(found["correlation"], students, levels)
         found["sine"] = sines(teacher, students, found["best_student"])
         found["fan_out"] = torch.linalg.vector_norm(students.w2, dim=1)
-    return {name: tensor.cpu() for name, tensor in found.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def _best(rho: Tensor, table: Tensor) -> Best:
+    """The best node of every student for each teacher node, by the correlations rho [m, N] of single nodes: [P, m]."""
+    values, places = best(_by_student(rho, table, torch.nan))
+    return Best(values.mT, places.mT)
+
+
+def _by_student(of_nodes: Tensor, table: Tensor, nothing: float | bool) -> Tensor:
+    """[.., N] of single nodes as [.., P, widest], with `nothing` where a student has fewer."""
+    return pad(of_nodes, (0, 1), value=nothing)[..., table]
 
 
 def _beside(x: Tensor, teacher: MLP, students: Population) -> tuple[MLP, Population]:
@@ -65,33 +78,14 @@ def _beside(x: Tensor, teacher: MLP, students: Population) -> tuple[MLP, Populat
     return copy.deepcopy(teacher).to(x.device), students.to(x.device)
 
 
-def _of_moments(measured: PopulationMeasurement, students: Population, m: int) -> dict[str, Tensor]:
-    """What one set of correlations tells."""
-    p, single, device = len(students), torch.float32, students.w1.device
-    found = {
-        "constant_students": torch.empty(p, dtype=torch.int64, device=device),
-        "best_correlation": torch.empty(p, m, dtype=single, device=device),
-        "best_student": torch.empty(p, m, dtype=torch.int64, device=device),
-        "correlation": torch.empty(len(students.w1), m, dtype=single, device=device),
-    }
-    for group, (indices, rows) in zip(measured.groups, by_width(students, device), strict=True):
-        (moments,) = group.measurement.layers.values()
-        rho = moments.correlation()  # [P_g, m, n]
-        values, places = best(rho)
-        found["best_correlation"][indices], found["best_student"][indices] = values.float(), places
-        found["constant_students"][indices] = moments.undefined_nodes().student
-        found["correlation"][rows.flatten()] = rho.mT.flatten(0, 1).float()
-    return found
-
-
 def students_of(correlation: Tensor, students: Population, levels: Sequence[float]) -> Tensor:
     """How many nodes of each student have teacher node j as their best, above each level: [P, levels, m] int32."""
     p, m = len(students), correlation.shape[1]
-    values, teachers = best(correlation)
-    owner = torch.arange(p).repeat_interleave(students.offsets.diff())
-    place = owner.to(correlation.device) * m + teachers
-    counts = [place[values > level].bincount(minlength=p * m).view(p, m) for level in levels]
-    return torch.stack(counts, dim=1).int()
+    values, teachers = best(correlation)  # NaN, which is above no level, and -1
+    owner = torch.arange(p).repeat_interleave(students.offsets.diff()).to(correlation.device)
+    above = values > torch.tensor(levels).to(values).unsqueeze(1)  # [levels, N]
+    counts = torch.zeros(len(levels), p * m, dtype=torch.int32, device=correlation.device)
+    return counts.index_add_(1, owner * m + teachers.clamp(min=0), above.int()).unflatten(1, (p, m)).transpose(0, 1)
 
 
 def sines(teacher: MLP, students: Population, best_student: Tensor) -> Tensor:
@@ -137,6 +131,8 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
 def ranks(students: Population, correlation: Tensor, winner: Tensor) -> Tensor:
     """The rank of each teacher node's final winner [P, m] by the correlations [N, m] of an earlier step, [P, m]."""
     rank = torch.empty(winner.shape, dtype=torch.float32)
-    for indices, rows in by_width(students):
-        rank[indices] = rank_of(winner[indices], correlation[rows].mT).float()
+    widths, table = students.offsets.diff(), node_table(students)
+    for n in widths.unique().tolist():
+        some = (widths == n).nonzero().flatten()
+        rank[some] = rank_of(winner[some], correlation[table[some, :n]].mT).float()
     return rank

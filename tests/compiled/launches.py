@@ -224,7 +224,7 @@ def _calls(whole: bool) -> dict[str, Launch]:
         y, f, b = (torch.empty(*size, dtype=dtype) for size in ((4096, 50), (8, 4096, 50), (8, 50)))
         for bias in (b, None):
             with recorded() as launches:
-                squares.squared_distances(y, f, bias)
+                squares.summed_squares(y, f, bias)
             name = f"{TYPES[dtype]}, {'no ' if bias is None else ''}bias"
             keep(name, launches, ("squares_kernel", "sum_blocks_kernel"))
         for what, batch, options in (("plain", 64, {}), ("labels and all options", 16, {"everything": True})):

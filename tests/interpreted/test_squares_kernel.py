@@ -11,7 +11,7 @@ from problems import draw
 
 import fastspec as fs
 from fastspec.ops.gpu import squares
-from fastspec.ops.gpu.squares import squared_distances
+from fastspec.ops.gpu.squares import summed_squares
 from fastspec.ops.layer_moments import plans
 
 
@@ -28,8 +28,8 @@ def short(monkeypatch):
 def test_exact(short, students, samples, outputs, bias):
     y, f = draw(samples, outputs), draw(*(() if students is None else (students,)), samples, outputs)
     b = draw(students, outputs) if bias and students else None
-    want = (f + (0 if b is None else b.unsqueeze(-2)) - y).double().square().sum((-2, -1))
-    got = squared_distances(placed(y, "rows"), placed(f, "rows"), b)
+    want = (f + (0 if b is None else b.unsqueeze(-2)) - y).double().square().sum((-2, -1)) / 2
+    got = summed_squares(placed(y, "rows"), placed(f, "rows"), b)
     assert got.dtype == torch.float64 and got.shape == want.shape and torch.equal(got, want)
 
 
@@ -42,23 +42,23 @@ def test_float64_from_the_start(dtype):
         torch.full((1, 3, 2), -large, dtype=dtype),
         draw(1, 2, dtype=dtype),
     )
-    want = (y.double() - f.double() - b.double()).square().sum()
-    torch.testing.assert_close(squared_distances(y, f, b), want[None], rtol=1e-15, atol=0)
+    want = (y.double() - f.double() - b.double()).square().sum() / 2
+    torch.testing.assert_close(summed_squares(y, f, b), want[None], rtol=1e-15, atol=0)
 
 
 def test_a_student_does_not_depend_on_the_others(short):
     y, f, b = draw(50, 3, integer=False), draw(9, 50, 3, integer=False), draw(9, 3, integer=False)
-    together = squared_distances(y, f, b)
+    together = summed_squares(y, f, b)
     for some in (slice(4, 5), slice(2, 7)):
-        assert torch.equal(squared_distances(y, f[some], b[some]), together[some])
+        assert torch.equal(summed_squares(y, f[some], b[some]), together[some])
     f[3, 7, 1] = torch.nan
-    spoilt = squared_distances(y, f, b)
+    spoilt = summed_squares(y, f, b)
     assert spoilt.isnan().nonzero().tolist() == [[3]] and torch.equal(spoilt[4:], together[4:])
 
 
 def test_nothing():
-    assert squared_distances(draw(0, 3), draw(4, 0, 3)).tolist() == [0.0] * 4
-    assert squared_distances(draw(5, 3), draw(0, 5, 3)).shape == (0,)
+    assert summed_squares(draw(0, 3), draw(4, 0, 3)).tolist() == [0.0] * 4
+    assert summed_squares(draw(5, 3), draw(0, 5, 3)).shape == (0,)
 
 
 @pytest.mark.usefixtures("small")

@@ -119,8 +119,7 @@ class Accumulator:
         else:
             self.columns = self.students * triton.cdiv(self.n, tiles.students)
         self._workspace = workspace
-        new = out[0].new_empty
-        self.carried = [(new((2, self.m)), new((2, self.students * self.n))) for _ in range(2)]
+        self._carried: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def workspace(self) -> Workspace:
@@ -133,6 +132,14 @@ class Accumulator:
                 self.out[0], self.samples, self.span, self.m, columns, tile, dtype, counts
             )
         return self._workspace
+
+    @property
+    def carried(self) -> list[tuple[Tensor, Tensor]]:
+        """References and sums of both sides, before a round and after it: made when a first round is not the last."""
+        if self._carried is None:
+            new = self.out[0].new_empty
+            self._carried = [(new((2, self.m)), new((2, self.students * self.n))) for _ in range(2)]
+        return self._carried
 
     def add(
         self, teacher: Side, student: Side, slope: float = 0.0, activations: tuple[Tensor, Tensor] | None = None
@@ -170,7 +177,8 @@ class Accumulator:
 
     def _round_done(self, samples: int) -> None:
         self.done += samples
-        self.carried.reverse()
+        if self._carried is not None:
+            self._carried.reverse()
 
     def _arguments(
         self, teacher: Side, student: Side, space: Space, activations: tuple[Tensor, Tensor] | None
@@ -234,8 +242,10 @@ class Accumulator:
     def _merge(self, work: Workspace, samples: int, spans: int, columns: int, part: dict[str, int]) -> None:
         """Add a round's spans, of `samples` here, to what was carried; on the last round make the outputs of it."""
         t_mean, s_mean, t_scatter, s_scatter, scatter, t_active, s_active, coactive = self.out
-        (t_before, s_before), (t_after, s_after) = self.carried
         rows = min(spans * self.span, samples - part["first_span"] * self.span)
+        first, last = self.done == 0, self.done + rows == self.samples
+        nothing = t_mean, s_mean
+        (t_before, s_before), (t_after, s_after) = (nothing, nothing) if first and last else self.carried
         merge_kernel[(triton.cdiv(self.m, MERGE_ROWS) * triton.cdiv(columns, MERGE_COLUMNS),)](
             work.cross,
             work.coactive,
@@ -264,8 +274,8 @@ class Accumulator:
             scatter.stride(-2),
             spans,
             **part,
-            FIRST=self.done == 0,
-            LAST=self.done + rows == self.samples,
+            FIRST=first,
+            LAST=last,
             FLAT=self.flat,
             STUDENTS=self.tiles.students,
             ROWS=MERGE_ROWS,

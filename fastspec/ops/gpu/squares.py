@@ -1,4 +1,4 @@
-"""Sums of squared residuals: the loss of networks' outputs, without the residuals themselves."""
+"""The loss of networks' outputs, summed over the samples, without the residuals themselves."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def squares_kernel(
             i_column = (column + i_value) % outputs
             b_r += tl.load(p_b + i_p * outputs + i_column, mask=m, other=0.0).to(tl.float64)
         b_r -= tl.load(p_y + first + i_value, mask=m, other=0.0).to(tl.float64)
-        b_sum += b_r * b_r
+        b_sum += b_r * b_r / 2
     tl.store(p_sums + i_span * students + i_p, tl.sum(b_sum, 0))
 
 
-def squared_distances(teacher: Tensor, student: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Sum of (student + bias - teacher)^2 in float64, in an order that depends on the shape of `teacher` alone.
+def summed_squares(teacher: Tensor, student: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Sum of 1/2 (student + bias - teacher)^2 in float64, in an order that depends on the shape of `teacher` alone.
 
     teacher [*shape], student [*shape] or [P, *shape], bias [P, shape[-1]] or None; of any dtypes. Returns [] or [P].
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -91,51 +91,50 @@ def stream(
 
 def _blocks(out: Outputs, kept: Tensor | None, student: Layer, precision: str) -> Iterator[tuple[Part, Outputs]]:
     """A population's students in full blocks: where there are none, and beyond a student's nodes, all is 0."""
-    p, n, _ = student.weight.shape
+    p, n, d = student.weight.shape
     students, each = Block.of(n, precision)
     more = (0, each - n, 0, -p % students)
-    weight = _aligned(student.weight, (0, 0, *more))
-    bias = None if student.bias is None else _aligned(student.bias, more)
-    for i, k in enumerate(range(0, p, students)):
-        here = slice(k, min(k + students, p))
-        block = slice(k, k + students)
-        layer = Layer(student.x, weight[block].flatten(0, 1), None if bias is None else bias[block].flatten())
-        part = Part(layer, None if kept is None else kept[here], (here.stop - k, each, n))
-        yield part, _outputs(out, here, slice(0, n), i == 0)
+    weights = _aligned(student.weight, (0, 0, *more)).view(-1, students * each, d)
+    biases = None if student.bias is None else _aligned(student.bias, more).view(-1, students * each)
+    coactive = out[7].split(students) if out[7].dim() > 1 else [out[7]] * len(weights)
+    of_students = [*(out[i].split(students) for i in (1, 3, 4, 6)), coactive]
+    outs = _with_teacher(out, zip(*of_students, strict=True))
+    places = [None] * len(weights) if kept is None else kept.split(students)
+    for i, (place, some) in enumerate(zip(places, outs, strict=True)):
+        layer = Layer(student.x, weights[i], None if biases is None else biases[i])
+        yield Part(layer, place, (len(some[1]), each, n)), some
 
 
 def _aligned(tensor: Tensor, more: tuple[int, ...]) -> Tensor:
     """The tensor with so many zeros more at its ends, or as it is if it lies in memory as a new one would."""
-    if not any(more) and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
-        return tensor
-    return pad(tensor, more) if any(more) else tensor.clone(memory_format=torch.contiguous_format)
+    if any(more):
+        return pad(tensor, more)
+    as_new = tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
+    return tensor if as_new else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _one_by_one(out: Outputs, kept: Tensor | None, student: Layer, slab: int) -> Iterator[tuple[Part, Outputs]]:
     """Every student on its own, in slabs of its nodes."""
     x, weight, bias = student
-    n, first = weight.shape[-2], True
-    for p in [None] if weight.dim() == 2 else range(len(weight)):
-        for k in range(0, n, slab):
-            nodes = slice(k, min(k + slab, n))
-            layer, s_kept = Layer(x, weight, bias), kept
-            if p is not None:
-                layer = Layer(x[p] if x.dim() == 3 else x, weight[p], None if bias is None else bias[p])
-                s_kept = None if kept is None else kept[p]
-            some = Layer(layer.x, layer.weight[nodes], None if layer.bias is None else layer.bias[nodes])
-            yield Part(some, None if s_kept is None else s_kept[:, nodes]), _outputs(out, p, nodes, first)
-            first = False
+    _, s_mean, _, s_scatter, cross, _, s_active, coactive = out
+    parts: list[Part] = []
+    outs: list[Outputs] = []
+    for p in [...] if weight.dim() == 2 else range(len(weight)):
+        own = x if x.dim() == 2 else x[p]
+        for k in range(0, weight.shape[-2], slab):
+            nodes = slice(k, min(k + slab, weight.shape[-2]))
+            layer = Layer(own, weight[p][nodes], None if bias is None else bias[p][nodes])
+            parts.append(Part(layer, None if kept is None else kept[p][:, nodes]))
+            counts = coactive[p][:, nodes] if coactive.dim() > 1 else coactive
+            outs.append((s_mean[p][nodes], s_scatter[p][nodes], cross[p][:, nodes], s_active[p][nodes], counts))
+    yield from zip(parts, _with_teacher(out, outs), strict=True)
 
 
-def _outputs(out: Outputs, students: int | slice | None, nodes: slice, first: bool) -> Outputs:
-    """Views of the outputs of some nodes of a student, or of a block of students; the teacher's go to the first ones
-    alone."""
-    t_mean, s_mean, t_scatter, s_scatter, cross, t_active, s_active, coactive = out
-    if not first:
-        t_mean, t_scatter, t_active = (torch.empty_like(x) for x in (t_mean, t_scatter, t_active))
-    if students is not None:
-        s_mean, s_scatter, cross, s_active = (x[students] for x in (s_mean, s_scatter, cross, s_active))
-        coactive = coactive[students] if coactive.dim() > 1 else coactive
-    s_mean, s_scatter, s_active, cross = (x[..., nodes] for x in (s_mean, s_scatter, s_active, cross))
-    coactive = coactive[..., nodes] if coactive.dim() > 1 else coactive
-    return t_mean, s_mean, t_scatter, s_scatter, cross, t_active, s_active, coactive
+def _with_teacher(out: Outputs, of_students: Iterable[Outputs]) -> Iterator[Outputs]:
+    """Outputs of parts of the students with those of the teacher, which are written anew with every part: all but the
+    first part's go elsewhere."""
+    teacher = out[0], out[2], out[5]
+    elsewhere = tuple(torch.empty_like(x) for x in teacher)
+    for i, (s_mean, s_scatter, cross, s_active, coactive) in enumerate(of_students):
+        t_mean, t_scatter, t_active = elsewhere if i else teacher
+        yield t_mean, s_mean, t_scatter, s_scatter, cross, t_active, s_active, coactive
