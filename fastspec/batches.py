@@ -114,7 +114,7 @@ def gather(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
             yield Batch(torch.cat([*waiting, part]) if waiting else part, _span(first, place))
             waiting, held, first = [], 0, place
     if waiting:
-        yield Batch(torch.cat(waiting), _span(first, place))
+        yield Batch(torch.cat(waiting) if len(waiting) > 1 else waiting[0], _span(first, place))
 
 
 def _span(first: str, last: str) -> str:

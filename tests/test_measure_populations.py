@@ -33,6 +33,21 @@ def test_a_ragged_population_equals_its_students(slab_bytes: int, monkeypatch) -
     assert len(result) == 6 and result.samples == SAMPLES
 
 
+@pytest.mark.parametrize("grams", [False, True])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 2, 5, 4, 1, 0], [4, 0, 5, 2]])
+def test_students_side_by_side_are_in_the_populations_order(order: list[int], grams: bool) -> None:
+    teacher, students = population()
+    students = students.select(order)
+    result = measure(teacher, students, inputs(), coactivation=True, grams=grams)
+    joined = result.side_by_side()
+    assert joined.population is None and joined.teacher_gram is None and joined.student_gram is None
+    assert torch.equal(joined.teacher_mean, result.moments(0).teacher_mean) and joined.count == result.samples
+    for k in range(len(order)):
+        for name in ("student_mean", "student_scatter", "student_active", "cross_scatter", "coactive"):
+            of_student = getattr(joined, name)[..., students.nodes(k)]
+            assert torch.equal(of_student, getattr(result.moments(k), name)), name
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_a_student_does_not_depend_on_threads_and_company(threads: int, monkeypatch) -> None:
     monkeypatch.setattr(layerwise, "SLAB_BYTES", 2**12)
