@@ -30,7 +30,7 @@ def assert_exact(args, slope=0.0, coactivation=False, activations=True, precisio
     assert_exact_layers(got, args, slope, coactivation, activations)
 
 
-@pytest.mark.parametrize("students", [1, 2, 5])
+@pytest.mark.parametrize("students", [1, 3])
 @pytest.mark.parametrize(
     "bias, slope, coactivation, activations",
     [(True, 0.0, True, False), (False, 0.25, False, True), (True, 0.25, True, True), (True, 0.0, False, False)],
@@ -66,19 +66,18 @@ def test_any_strides(kind, width):
 @pytest.mark.parametrize("coactivation", [False, True])
 @pytest.mark.parametrize("width", [6, 12])
 def test_a_student_is_the_same_bit_for_bit_in_any_company(width, coactivation):
-    x, w_t, b_t, _, w_s, b_s = layers(75, 7, 5, width, (5,), integer=False)
+    x, w_t, b_t, _, w_s, b_s = layers(75, 7, 5, width, (4,), integer=False)
 
     def measured(students):
         return layer_moments(x, w_t, b_t, x, w_s[students], b_s[students], 0.1, "fp32", coactivation, True)
 
-    together = measured([0, 1, 2, 3, 4])
-    for k in (1, 4):
-        for students, place in (([k], 0), ([(k + 1) % 5, (k + 3) % 5, k], 2), ([(k + 2) % 5, k], 1)):
-            for i, (among, all_of_them) in enumerate(zip(measured(students), together, strict=True)):
-                if i in TEACHERS or not all_of_them.numel():
-                    assert torch.equal(among, all_of_them)
-                else:
-                    assert torch.equal(among[place], all_of_them[k])
+    together = measured([0, 1, 2, 3])
+    for company, place in (([3], 0), ([2, 0, 3], 2)):
+        for i, (among, all_of_them) in enumerate(zip(measured(company), together, strict=True)):
+            if i in TEACHERS or not all_of_them.numel():
+                assert torch.equal(among, all_of_them)
+            else:
+                assert torch.equal(among[place], all_of_them[3])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -22,7 +22,7 @@ def short(monkeypatch):
     monkeypatch.setattr(squares, "VALUES", 16)
 
 
-@pytest.mark.parametrize("students", [None, 1, 5, 40])
+@pytest.mark.parametrize("students", [None, 1, 7])
 @pytest.mark.parametrize("samples, outputs", [(1, 1), (9, 7), (64, 2), (33, 21)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_exact(short, students, samples, outputs, bias):

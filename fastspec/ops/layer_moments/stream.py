@@ -93,13 +93,13 @@ def _blocks(out: Outputs, kept: Tensor | None, student: Layer, precision: str) -
     """A population's students in full blocks: where there are none, and beyond a student's nodes, all is 0."""
     p, n, d = student.weight.shape
     students, each = Block.of(n, precision)
-    more = (0, each - n, 0, -p % students)
-    weights = _aligned(student.weight, (0, 0, *more)).view(-1, students * each, d)
-    biases = None if student.bias is None else _aligned(student.bias, more).view(-1, students * each)
-    coactive = out[7].split(students) if out[7].dim() > 1 else [out[7]] * len(weights)
+    blocks, more = -(-p // students), (0, each - n, 0, -p % students)
+    weights = _aligned(student.weight, (0, 0, *more)).view(blocks, students * each, d)
+    biases = None if student.bias is None else _aligned(student.bias, more).view(blocks, students * each)
+    coactive = out[7].split(students) if out[7].dim() > 1 else [out[7]] * blocks
     of_students = [*(out[i].split(students) for i in (1, 3, 4, 6)), coactive]
     outs = _with_teacher(out, zip(*of_students, strict=True))
-    places = [None] * len(weights) if kept is None else kept.split(students)
+    places = [None] * blocks if kept is None else kept.split(students)
     for i, (place, some) in enumerate(zip(places, outs, strict=True)):
         layer = Layer(student.x, weights[i], None if biases is None else biases[i])
         yield Part(layer, place, (len(some[1]), each, n)), some
