@@ -38,6 +38,17 @@ def test_a_streams_activations_fit(precision, m, n):
     assert 0 < stream.slab <= n and stream.chunk > 0
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("samples", [100, 2**17, 2**23])
+@pytest.mark.parametrize("m, n", [(1, 1), (20, 200), (20, 30), (4096, 500)])
+def test_blocks_activations_and_sums_fit(precision, samples, m, n):
+    size, students = 8 if precision == "fp64" else 4, {"population": 10_000, "device": device_rates("H200")}
+    plan = plans.candidates(samples, 100, m, n, precision, **students)[2]
+    assert plan.name == "blocks" and size * plan.chunk * (m + plan.slab) <= 2 * plans.ACTIVATIONS
+    spans = -(-plan.chunk // plans.span_of(samples, m))
+    assert size * spans * m * plan.slab <= plans.WORKSPACE
+
+
 def test_a_plan_can_be_forced():
     for name in plans.NAMES:
         with plans.force(name):
