@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastspec.ops.gpu.centre import centre_kernel
 from fastspec.ops.gpu.layout import Space, grain, index_type, on_device_of, reach, strides
 from fastspec.ops.gpu.merge import merge_kernel
 from fastspec.ops.gpu.moments import moments_kernel
-from fastspec.ops.gpu.sizes import SPANS, WORKSPACE, Tiles, span_of
+from fastspec.ops.gpu.sizes import SPANS, WORKSPACE, Tiles, ceil_div, span_of
 
 MERGE_ROWS, MERGE_COLUMNS = 8, 64
 
@@ -51,15 +49,14 @@ def centre(
     n = nodes if kept is None else kept.shape[-1]
     to = strides(kept, population, 1)
     with on_device_of(buffer):
-        centre_kernel[(triton.cdiv(nodes, 32), spans)](
+        centre_kernel[(ceil_div(nodes, 32), spans)](
             buffer, found.sums, found.active, kept, samples, nodes, span, slope, students, n, each or nodes, *to,
             ROWS=32, NODES=32, num_warps=4, num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip
     return found
 
 
-@dataclass(frozen=True)
-class Workspace:
+class Workspace(NamedTuple):
     """The sums of a round's spans over a slab of columns."""
 
     cross: Tensor  # [spans, m, width]
@@ -86,9 +83,9 @@ class Workspace:
         cls, like: Tensor, samples: int, span: int, m: int, columns: int, tile: int, dtype: torch.dtype, counts: bool
     ) -> Workspace:
         """Of as many spans, and then tiles of columns, as there are and as there is room for."""
-        every = min(triton.cdiv(samples, span), SPANS)
+        every = min(ceil_div(samples, span), SPANS)
         column = m * tile * (dtype.itemsize + 4 * counts)  # bytes of a tile of columns and one span
-        slab = min(max(WORKSPACE // (column * every), 1), triton.cdiv(columns, tile))
+        slab = min(max(WORKSPACE // (column * every), 1), ceil_div(columns, tile))
         return cls.empty(like, min(max(WORKSPACE // (column * slab), 1), every), m, slab * tile, dtype, counts)
 
 
@@ -115,9 +112,9 @@ class Accumulator:
         self.flat = not own_inputs
         self.span, self.done = span_of(samples, self.m), 0
         if self.flat:
-            self.columns = triton.cdiv(self.students * self.n, tiles.students)  # in tiles
+            self.columns = ceil_div(self.students * self.n, tiles.students)  # in tiles
         else:
-            self.columns = self.students * triton.cdiv(self.n, tiles.students)
+            self.columns = self.students * ceil_div(self.n, tiles.students)
         self._workspace = workspace
         self._carried: list[tuple[Tensor, Tensor]] | None = None
 
@@ -151,7 +148,7 @@ class Accumulator:
         space = Space.of(teacher.x, student.x) if teacher.weight is None else Space([1] * 3, [0] * 3, [0] * 3)
         samples = len(teacher.x) * space.positions
         arguments = self._arguments(teacher, student, space, activations)
-        spans, (most, _, width) = triton.cdiv(samples, self.span), self.workspace.cross.shape
+        spans, (most, _, width) = ceil_div(samples, self.span), self.workspace.cross.shape
         slab = width // self.tiles.students
         with on_device_of(teacher.x):
             for first in range(0, spans, most):
@@ -159,7 +156,7 @@ class Accumulator:
                 for tile in range(0, self.columns, slab):
                     tiles = min(slab, self.columns - tile)
                     part = {"first_span": first, "first_tile": tile, "width": width, "span": self.span}
-                    grid = triton.cdiv(self.m, self.tiles.teachers) * tiles, here
+                    grid = ceil_div(self.m, self.tiles.teachers) * tiles, here
                     moments_kernel[grid](**arguments, samples=samples, slope=slope, **part)
                     self._merge(self.workspace, samples, here, tiles * self.tiles.students, part)
                 self._round_done(min(here * self.span, samples - first * self.span))
@@ -246,7 +243,7 @@ class Accumulator:
         first, last = self.done == 0, self.done + rows == self.samples
         nothing = t_mean, s_mean
         (t_before, s_before), (t_after, s_after) = (nothing, nothing) if first and last else self.carried
-        merge_kernel[(triton.cdiv(self.m, MERGE_ROWS) * triton.cdiv(columns, MERGE_COLUMNS),)](
+        merge_kernel[(ceil_div(self.m, MERGE_ROWS) * ceil_div(columns, MERGE_COLUMNS),)](
             work.cross,
             work.coactive,
             work.teacher,

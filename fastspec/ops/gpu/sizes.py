@@ -22,6 +22,11 @@ class Tiles(NamedTuple):
     stages: int
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up; `triton.cdiv` takes the host ten times as long."""
+    return -(-a // b)
+
+
 def span_of(samples: int, m: int) -> int:
     """Samples whose products are summed before they go to float64: many, but in enough spans to fill a device, and
     few enough for a span of the teacher's activations to fit.

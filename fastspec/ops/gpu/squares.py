@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastspec.ops.gpu.layout import on_device_of
 from fastspec.ops.gpu.linear import sum_blocks_kernel
+from fastspec.ops.gpu.sizes import ceil_div
 
 SPAN, VALUES = 16_384, 1024  # summed by a program, and of them at a time
 
@@ -51,7 +52,7 @@ def summed_squares(teacher: Tensor, student: Tensor, bias: Tensor | None = None)
     size, students = teacher.numel(), population.numel()
     if not size * students:
         return student.new_zeros(population, dtype=torch.float64)
-    spans = triton.cdiv(size, SPAN)
+    spans = ceil_div(size, SPAN)
     sums = student.new_empty(spans, students, dtype=torch.float64)
     out = student.new_empty(population, dtype=torch.float64)
     teacher, student = teacher.contiguous(), student.contiguous()
@@ -59,5 +60,5 @@ def summed_squares(teacher: Tensor, student: Tensor, bias: Tensor | None = None)
         squares_kernel[(spans * students,)](
             teacher, student, bias, sums, size, teacher.shape[-1], students, SPAN=SPAN, VALUES=VALUES, num_warps=4
         )
-        sum_blocks_kernel[(triton.cdiv(students, 32),)](sums, None, out, None, spans, students, COLUMNS=32, num_warps=1)
+        sum_blocks_kernel[(ceil_div(students, 32),)](sums, None, out, None, spans, students, COLUMNS=32, num_warps=1)
     return out
