@@ -18,7 +18,8 @@ from fastspec.ops.layer_moments import plans
 from fastspec.ops.precision import PRECISIONS, rounded
 
 DEVICE = os.environ.get("FASTSPEC_GPU_TESTS_ON", "cuda")
-PLANS, LOW = plans.NAMES, PRECISIONS[1:]
+EVERY_PLAN, PLANS = plans.NAMES, plans.NAMES[:2]  # blocks are of populations, and else a stream
+LOW = PRECISIONS[1:]
 on_hardware = pytest.mark.skipif(DEVICE != "cuda", reason="of the GPU itself")
 
 Layers = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]

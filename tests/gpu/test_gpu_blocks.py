@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_problems import DEVICE, PLANS, free_gib, layers, on_hardware
+from gpu_problems import DEVICE, EVERY_PLAN, free_gib, layers, on_hardware
 
 import fastspec as fs
 from benchmarks.memory import measure as extra_memory
@@ -32,7 +32,7 @@ def measured(teacher, students, x, plan="blocks", coactivation=False):
     return found.to("cpu")
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", EVERY_PLAN)
 @pytest.mark.parametrize("slope, coactivation", [(0.0, False), (0.2, True)])
 @pytest.mark.parametrize("nodes, dtype", [(5, torch.float32), (20, torch.float32), (10, torch.float64)])
 def test_the_study_is_measured_as_on_the_cpu(nodes, dtype, slope, coactivation, plan):
