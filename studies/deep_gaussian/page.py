@@ -31,7 +31,9 @@ the lowest layer takes a little longer. Either change alone does not do it: the 
 0.947, 0.875 and 0.868, the tuned ones at 0.05 at 0.9997, 0.984, 0.917 and 0.896 (means of five seeds). The published \
 code of Luck Matters does not shift biases, so the published teacher may simply have had few rare nodes."""
 DISTINCT = """All students make the same number of steps. With few distinct samples they fit those (the difference in \
-training) and not the teacher (the held-out difference)."""
+training) and not the teacher (the held-out difference); the lowest layer is the first to specialise. The rest follows \
+between 15,000 and 20,000: of two students with 20,000, one has 0.9988 or more in every layer, the other is still on \
+its way. The rate is halved after 20 epochs, which come early where an epoch is short."""
 
 
 class Part(NamedTuple):

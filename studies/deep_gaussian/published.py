@@ -11,7 +11,7 @@ import xarray as xr
 class Reading:
     """A layer score (layer 0: the squared difference, averaged over samples and outputs) at the end, or at an epoch.
 
-    samples: 0 for the only number of the run, else the smallest or the largest number (-1).
+    samples: the place of the number of distinct samples among those of the runs.
     """
 
     text: str
@@ -44,10 +44,18 @@ LUCK_MATTERS = (
 
 STUDENT_SPECIALIZATION = (
     *(
-        Reading(f"layer score of layer {layer}, many samples", "≥ 0.9998", layer, 0.9998, 1.0, samples=-1)
+        Reading(f"layer score of layer {layer}, 100,000 samples", "≥ 0.9998", layer, 0.9998, 1.0, samples=-1)
         for layer in (1, 2, 3, 4)
     ),
-    Reading("squared difference, many samples", "≤ 2e-4", 0, 0.0, 2e-4, samples=-1),
-    Reading("layer score of layer 1, few samples", "specialises", 1, 0.9, 1.0),
-    *(Reading(f"layer score of layer {layer}, few samples", "does not", layer, 0.0, 0.9) for layer in (2, 3, 4)),
+    Reading("squared difference, 100,000 samples", "≤ 2e-4", 0, 0.0, 2e-4, samples=-1),
+    *(
+        Reading(f"layer score of layer {layer}, 20,000 samples", "≥ 0.9998", layer, 0.9998, 1.0, samples=-2)
+        for layer in (1, 2, 3, 4)
+    ),
+    Reading("squared difference, 20,000 samples", "≤ 2e-4", 0, 0.0, 2e-4, samples=-2),
+    Reading("layer score of layer 1, 15,000 samples", "specialises", 1, 0.9, 1.0, samples=-3),
+    *(
+        Reading(f"layer score of layer {layer}, 15,000 samples", "does not", layer, 0.0, 0.9, samples=-3)
+        for layer in (2, 3, 4)
+    ),
 )

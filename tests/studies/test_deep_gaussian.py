@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
     """Folders of two runs for each preset."""
     folder = tmp_path_factory.mktemp("study")
     options = {"a": TINY, "b": replace(TINY, teacher_seed=1), "few": replace(TINY, seeds=2)}
-    options["many"] = replace(TINY, seeds=2, samples=(80,))
+    options["many"] = replace(TINY, seeds=2, samples=(50, 60, 80))
     for name, option in options.items():
         option.run(folder / name)
     return folder
@@ -58,7 +58,7 @@ def test_page_and_arrays(runs, tmp_path):
         np.testing.assert_allclose(found.final_strength.sel(seed=seed), alone.strength.isel(step=-1))
     assert [record["config"]["teacher_seed"] for record in json.loads(found.attrs["record"])] == [0, 1]
     found = xr.load_dataset(tmp_path / "summary-student-specialization.nc")
-    assert found.samples.values.tolist() == [40, 80] and found.seed.size == 2
+    assert found.samples.values.tolist() == [40, 50, 60, 80] and found.seed.size == 2
     assert "seed" not in found.teacher_activity.dims
 
 
@@ -87,7 +87,7 @@ def test_the_committed_page_is_of_full_runs():
     assert "Beside the published readings, 5 seeds" in page and "Beside the published readings, 2 seeds" in page
     for name in PARTS:
         found = xr.load_dataset(FOLDER / f"summary-{name}.nc")
-        samples = [5_000, 100_000] if name == "student-specialization" else [100_000]
+        samples = [5_000, 10_000, 15_000, 20_000, 100_000] if name == "student-specialization" else [100_000]
         assert found.samples.values.tolist() == samples and (found.diverged_step == -1).all()
         assert found.step.values[-1] in (62_480, 312_500)
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 3_000_000
