@@ -32,18 +32,19 @@ class Running:
         """The moments of a layer, of a batch."""
         self.layers[layer] = self.layers[layer] + moments if layer in self.layers else moments
 
-    def add_loss(
-        self,
-        place: str,
-        teacher: Tensor,
-        student: Tensor,
-        again: Callable[[], Tensor] | None = None,
-        bias: Tensor | None = None,
-    ) -> None:
+    def add_loss(self, place: str, teacher: Tensor, student: Tensor, bias: Tensor | None = None) -> None:
         """The loss of a batch of outputs, as `summed_loss`, unless `loss` is None."""
         if self.loss is not None:
-            loss = summed_loss(place, teacher, student, again, bias)
-            self.loss = self.loss + loss if self.samples else loss
+            self._add(summed_loss(place, teacher, student, bias))
+
+    def add_residuals(self, place: str, residuals: Tensor, outputs: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """The same of residuals [*P, samples, outputs] on the CPU; `outputs` are both networks', for what overflows."""
+        loss = _half_squares(residuals)
+        self._add(loss if loss.isfinite().all() else summed_loss(place, *outputs()))
+
+    def _add(self, loss: Tensor) -> None:
+        assert self.loss is not None
+        self.loss = self.loss + loss if self.samples else loss
 
     def unchecked(self) -> Iterator[Tensor]:
         """What must be finite at the end."""
@@ -72,16 +73,9 @@ def finish_all(parts: Sequence[Running]) -> list[Measurement]:
     return [part.finish(finite) for part in parts]
 
 
-def summed_loss(
-    place: str,
-    teacher: Tensor,
-    student: Tensor,
-    again: Callable[[], Tensor] | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
+def summed_loss(place: str, teacher: Tensor, student: Tensor, bias: Tensor | None = None) -> Tensor:
     """Sum over the samples of 1/2 ||teacher - student||^2 of outputs [samples, ...] and [*P, samples, ...], float64.
 
-    again: computes the student's outputs anew, which are then overwritten.
     bias: [P, outputs], what the students' outputs [P, samples, outputs] lack, where a GPU computes them.
     Residuals and their norms are computed in the dtype of the outputs, but at least in float32, and summed in float64.
     On a GPU, where nothing looks whether float32 is wide enough, they are float64; NaN and infinity are not refused.
@@ -93,9 +87,8 @@ def summed_loss(
     student = student if bias is None else student + bias.unsqueeze(-2)
     if waits(student.device):
         return _sum_of_squares(teacher, student, torch.float64)
-    loss = _sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32), again is not None)
+    loss = _sum_of_squares(teacher, student, torch.promote_types(student.dtype, torch.float32))
     if not loss.isfinite().all():
-        student = student if again is None else again()
         loss = _sum_of_squares(teacher, student, torch.float64)  # squares beyond float32
     if not loss.isfinite().all():
         for side, output in (("teacher", teacher), ("student", student)):
@@ -104,11 +97,14 @@ def summed_loss(
     return loss
 
 
-def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype, overwrite: bool = False) -> Tensor:
+def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
     samples = student.dim() - teacher.dim()  # the axis
-    mine = overwrite and student.dtype == dtype
-    residual = student.sub_(teacher) if mine else student.to(dtype) - teacher.to(dtype)
-    rows = residual.unsqueeze(-1).flatten(samples + 1)  # [*P, samples, outputs]
+    residuals = student.to(dtype) - teacher.to(dtype)
+    return _half_squares(residuals.unsqueeze(-1).flatten(samples + 1))
+
+
+def _half_squares(rows: Tensor) -> Tensor:
+    """Half of the sum of squares of rows [*P, samples, outputs], [*P] float64."""
     if rows.shape[-2] % ROWS == 0:
         rows = rows.unflatten(-2, (-1, ROWS)).flatten(-2)
     return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
