@@ -45,7 +45,7 @@ class ChainGram {
   const ChainLayer* side(int which) const { return which ? problem_.student : problem_.teacher; }
   int64_t top() const { return problem_.layers - 1; }
   int64_t above(int which, int64_t l) const { return l == top() ? problem_.outputs : side(which)[l + 1].nodes; }
-  int64_t block_samples() const { return clamp(128 / (problem_.outputs + !problem_.outputs), 8, 128); }
+  int64_t block_samples() const { return clamp(128 / (problem_.outputs + !problem_.outputs), 16, 128); }
   int64_t group() const {  // samples of whole layers at a time: some 128 rows
     return clamp(128 / (problem_.outputs + !problem_.outputs), 1, block_samples());
   }
@@ -264,9 +264,11 @@ class ChainGram {
     }
   }
 
-  // out[j, k] *= sum over the outputs of two weights.
-  void multiply_by_weights(const double* left, int64_t nodes, const double* right, int64_t columns, double* out) const {
-    by_rows(nodes, [&](auto rows, int64_t j) {
+  // out[j, k] *= sum over the outputs of two weights, for rows `begin` to `end`.
+  void multiply_by_weights(const double* left, int64_t nodes, int64_t begin, int64_t end, const double* right,
+                           int64_t columns, double* out) const {
+    by_rows(end - begin, [&](auto rows, int64_t j) {
+      j += begin;
       block_product<decltype(rows)::of, Lie::adjacent>(
           left + j, padded<T>(nodes), right, padded<T>(columns), problem_.outputs, columns,
           [&](auto v, int r, int64_t k, auto z) {
@@ -288,15 +290,16 @@ class ChainGram {
     return sum;
   }
 
-  void finish(const double* total, double* teacher_top, double* student_top) const {
-    widen_top(problem_.teacher[top()], teacher_top), widen_top(problem_.student[top()], student_top);
-    const double not_finite = bad();
+  // The results, of which a part has rows of its own.
+  void finish(int part, int parts, const double* total, const double* teacher_top, const double* student_top,
+              double not_finite) const {
     for (int64_t l = 0; l < problem_.layers; ++l) {
       const int64_t m = problem_.teacher[l].nodes, n = problem_.student[l].nodes;
       const auto matrix = [&](int64_t rows, const double* left, int64_t columns, const double* right, bool own,
                               double* out) {
-        copy_out(total, rows, columns, own && l < top(), not_finite, out);
-        if (l == top()) multiply_by_weights(left, rows, right, columns, out);
+        const int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+        copy_out(total, begin, end, columns, own && l < top(), not_finite, out);
+        if (l == top()) multiply_by_weights(left, rows, begin, end, right, columns, out);
         total += rows * columns;
       };
       matrix(m, teacher_top, n, student_top, false, problem_.out[l].student_teacher);
@@ -367,7 +370,9 @@ class ChainGram {
         top_layer(part, parallel.parts, left < most ? left : most, total + values_);
       });
     }
-    finish(total, teacher_top, student_top);
+    widen_top(problem_.teacher[top()], teacher_top), widen_top(problem_.student[top()], student_top);
+    const double not_finite = bad();
+    parallel([&](int part) { finish(part, parallel.parts, total, teacher_top, student_top, not_finite); });
     ::operator delete(memory, line);
   }
 };

@@ -70,9 +70,11 @@ inline double spoilt(const void* values, int64_t count) {
   return double(sum);
 }
 
-// One matrix out of the sums, plus `spoilt`; with `mirror` only what is above its diagonal is there.
-inline void copy_out(const double* total, int64_t rows, int64_t columns, bool mirror, double spoilt, double* out) {
-  for (int64_t j = 0; j < rows; ++j) {
+// Rows `begin` to `end` of a matrix out of the sums, plus `spoilt`; with `mirror` only what is above its diagonal is
+// there.
+inline void copy_out(const double* total, int64_t begin, int64_t end, int64_t columns, bool mirror, double spoilt,
+                     double* out) {
+  for (int64_t j = begin; j < end; ++j) {
     for (int64_t k = 0; k < columns; ++k) {
       const int64_t at = mirror && k < j ? k * columns + j : j * columns + k;
       out[j * columns + k] = total[at] + spoilt;

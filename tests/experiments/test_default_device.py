@@ -69,7 +69,7 @@ def test_doctor_needs_a_known_gpu(device, got):
 def test_doctor_shows_plans_from_the_command_line(capsys):
     plan = ["doctor", "--plan", "1000000", "100", "20", "200", "--population", "3"]
     assert main([*plan, "--device", "H200"]) == 0
-    assert "for one student" in capsys.readouterr().out
+    assert "for a full block of students" in capsys.readouterr().out
     assert "device: got 'TPU'; takes" in one_line_error(capsys, *plan, "--device", "TPU")
     assert "precision: got 'fp8'; takes" in one_line_error(capsys, *plan, "--device", "H200", "--precision", "fp8")
     assert "samples: got 0; takes" in one_line_error(capsys, "doctor", "--plan", "0", *plan[3:], "--device", "A100")
