@@ -113,7 +113,7 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
     "one workspace for all cores": ("two_layer_sgd", THREAD, "two_layer_sgd.h", "part * each.used", "0 * each.used"),
     "an open gate": ("two_layer_sgd", ADDRESS, "student.h", "on ? g : slope * g", "on ? g : g"),
     "one slot for all blocks": ("chain_gram", THREAD, "chain_gram.h", "first_slot + slot * values_);", "first_slot);"),
-    "products of other columns": ("chain_gram", ADDRESS, "open_columns.h", "+= packed[j - start]", "+= packed[j]"),
+    "products of other columns": ("chain_gram", ADDRESS, "open_columns.h", "+= packed[j - start];", "+= packed[j];"),
     "an open gate below": ("mlp_sgd_step", ADDRESS, "deep_student.h", "on ? g : rules_.slope * g", "g"),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }
