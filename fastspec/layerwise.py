@@ -122,16 +122,21 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _residuals(answers: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """answers [samples, outputs] less `_linear`. Of a population with half of the memory traffic; a network less itself
-    is exactly 0."""
-    if weight.dim() == 2:
+    """answers [samples, outputs] less `_linear`: of a population by half of the memory traffic, rounded otherwise."""
+    if weight.dim() == 2:  # a network less itself is exactly 0
         outputs = _linear(x, weight, bias)
         return torch.sub(answers, outputs, out=outputs)
+    if len(weight) == 1:  # one product alone takes another way than two
+        return _residuals(answers, _twice(x), _twice(weight), None if bias is None else _twice(bias))[:1]
     if bias is None:
         left = answers.expand(len(weight), -1, -1).clone(memory_format=torch.contiguous_format)
     else:
         left = answers - bias.unsqueeze(-2)
     return left.baddbmm_(x, weight.mT, alpha=-1)
+
+
+def _twice(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor])
 
 
 def _products(x: Tensor, weight: Tensor, students: int) -> Tensor:

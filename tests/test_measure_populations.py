@@ -70,6 +70,15 @@ def test_a_student_does_not_depend_on_threads_and_company(threads: int, monkeypa
             assert torch.equal(a, b)
 
 
+def test_a_student_of_one_output_does_not_depend_on_company() -> None:
+    """torch's product of one student alone takes another way here."""
+    teacher = MLP([20, 10, 1], seed=0)
+    students = Population.two_layer(teacher, multi=[1], seeds=range(3))
+    x = torch.randn(1000, 20, generator=torch.Generator().manual_seed(0))
+    together = measure(teacher, students, x).loss
+    assert [float(measure(teacher, students.select([k]), x).loss) for k in range(3)] == together.tolist()
+
+
 def test_an_error_in_a_thread_is_raised() -> None:
     teacher, students = population()
     students.w1[-1] = 1e200

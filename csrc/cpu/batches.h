@@ -97,7 +97,11 @@ class BatchReader {
     step_ = step;
     int64_t* const now = memory_.next_rows;
     memory_.next_rows = memory_.rows, memory_.rows = now;
-    if (step + 1 < problem_.steps) begin(step + 1);
+    if (step + 1 < problem_.steps) {
+      begin(step + 1);
+    } else {
+      asked_ = sizes_.part;
+    }
   }
 
   // Asks for the next of the samples that the coming step begins with.

@@ -13,8 +13,8 @@ namespace FASTSPEC_ISA {
 template <typename T>
 struct OpenColumns {
   int64_t count;
-  int32_t* node;  // [count, then to a whole vector]
-  T* gate;        // the same, 0 after the last
+  int32_t* node;  // [count]
+  T* gate;        // [count to whole vectors], 0 after the last
 #ifdef FASTSPEC_AVX512
   int64_t vectors;
   uint16_t* bits;   // [vectors], which columns of a vector are open

@@ -23,6 +23,7 @@ def show_plans(
 ) -> None:
     """Print the plans of `layer_moments` for a shape, with predicted times, and which one is taken.
 
+    population: students; 1 is a network without a population axis.
     device: a name of the table in `fastspec.ops.gpu.devices`; None is the GPU that is here.
     Raises ValueError, naming the argument, for an unknown device or precision, sizes below 1, and no GPU to name.
     """

@@ -76,7 +76,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no element of any tensor is NaN or infinite; a GPU is waited for once."""
-    some = [tensor for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
+    some = [tensor.detach() for tensor in tensors if tensor.numel() and tensor.is_floating_point()]
     if len(some) > 1 and some[0].is_cuda:
         return math.isfinite(get_total_norm(some, math.inf))
     return all(_finite(tensor) for tensor in some)

@@ -91,7 +91,8 @@ def train(
     normalize: divide the weights of each node, but those of the last layer, by their norm after every step.
     input_noise: standard deviation of fresh Gaussian noise on every input of a batch; a teacher answers the noisy ones.
     precision: of the products of students that the op trains, on a GPU "tf32x3", "tf32" or "bf16" too (see
-        `fastspec.ops.precision.check_precision`); weights keep their dtype. None is that of the dtype.
+        `fastspec.ops.precision.check_precision`); weights keep their dtype, and the C++ kernel computes in it. None is
+        that of the dtype.
     loss_limit: batch loss at which a student counts as diverged and stops, before the step; None is 1e8 x the loss of
         a student that answers 0 (x 1 for cross-entropy). NaN and infinity always do.
     seed: of batches and noise; for a list of students one for all, or one each.

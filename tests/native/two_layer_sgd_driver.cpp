@@ -248,9 +248,9 @@ int main([[maybe_unused]] int count, [[maybe_unused]] char** arguments) {
   for (const Source source : {Source::all, Source::drawn, Source::indices, Source::fresh}) {
     for (int repeat = 0; repeat < 12; ++repeat) {
       const int64_t batch = repeat % 3 ? draw(1, 24) : draw(60, 140);
-      const Shape shape{
-          source,          draw(1, 90),     draw(1, 40),     draw(1, 40),           batch, 3, repeat % 4 != 0,
-          repeat % 5 == 0, repeat % 7 == 3, repeat % 7 == 5, repeat % 2 ? 0.5 : 0.0};
+      const Shape shape{source,          draw(1, 90),     draw(1, 40),           draw(1, 40),
+                        batch,           1 + repeat % 3,  repeat % 4 != 0,       repeat % 5 == 0,
+                        repeat % 7 == 3, repeat % 7 == 5, repeat % 2 ? 0.5 : 0.0};
       check<float>(shape, fastspec::Scalar::f32);
       check<double>(shape, fastspec::Scalar::f64);
       problems += 2;

@@ -22,3 +22,13 @@ def test_what_is_not_finite_is_found(dtype, value):
     assert not all_finite(tensors)
     with pytest.raises(ValueError, match=r"x: got 1 of 6 values NaN or infinite; takes finite values"):
         check_finite("x", tensors[1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_parameters_are_looked_at_without_a_warning():
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        assert all_finite([torch.nn.Parameter(torch.ones(3))])
+    finally:
+        torch.set_warn_always(before)

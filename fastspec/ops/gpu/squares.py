@@ -56,6 +56,7 @@ def summed_squares(teacher: Tensor, student: Tensor, bias: Tensor | None = None)
     sums = student.new_empty(spans, students, dtype=torch.float64)
     out = student.new_empty(population, dtype=torch.float64)
     teacher, student = teacher.contiguous(), student.contiguous()
+    bias = None if bias is None else bias.contiguous()
     with on_device_of(student):
         squares_kernel[(spans * students,)](
             teacher, student, bias, sums, size, teacher.shape[-1], students, SPAN=SPAN, VALUES=VALUES, num_warps=4

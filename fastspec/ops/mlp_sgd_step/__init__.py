@@ -172,7 +172,7 @@ def mlp_sgd_step(
     gradient_norms: also return the norm of every layer's gradient (weight and bias together, without weight decay).
     precision: of the products, see `fastspec.ops.precision.check_precision`; None is that of the dtype. Parameters stay
     in x's dtype; what products take in is rounded each time: inputs, weights, activations, and the gradients with
-    respect to pre-activations, of which the gradient of a bias is the sum.
+    respect to pre-activations, of which the gradient of a bias is the mean. The C++ kernel computes in x's dtype.
     check: look at every value for NaN and infinity, and at every index; False where the caller knows them to be right.
     A student stops at the step at which its batch loss exceeds `loss_limit` or is not finite: it keeps the parameters
     that gave that loss, its buffers are zero, and `diverged_step` [*P] int64 says which step it was, counted from

@@ -61,7 +61,7 @@ def gradient(
     """The batch loss [..], its gradient [.., K], and the norm of that of every layer [.., L], at x [.., B, d].
 
     The operands of every product are rounded to `precision`: inputs, weights, activations, and gradients with respect
-    to pre-activations, of which the gradient of a bias is the sum. Gates are of activations before they are rounded.
+    to pre-activations, of which the gradient of a bias is the mean. Gates are of activations before they are rounded.
     """
     layers = layers_of(parameters, widths, bias)
     activations = [x]
