@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from placed import KINDS, placed
+from stepped import EVERYTHING, RULE, assert_close, same
 from torch import Tensor
 
 from fastspec.ops.mlp_sgd_step import (
@@ -22,8 +23,6 @@ from fastspec.ops.mlp_sgd_step import (
 from fastspec.ops.mlp_sgd_step import triton as kernels
 
 DEEP = [7, 12, 21, 10, 3]
-RULE = {"first_step": 0, "momentum": 0.0, "weight_decay": 0.0, "negative_slope": 0.0, "loss_limit": math.inf}
-EVERYTHING = {"momentum": 0.9, "weight_decay": 0.03, "negative_slope": 0.1, "normalize": True, "gradient_norms": True}
 
 
 @pytest.fixture(autouse=True)
@@ -65,16 +64,6 @@ def run(way, given, **rule) -> Stepped:
     precision = "fp64" if given[0].dtype == torch.float64 else "fp32"
     rule = {**RULE, "normalize": False, "gradient_norms": False, "precision": precision, **rule}
     return Stepped(*way.mlp_sgd_step(*given, *rule.values()))
-
-
-def assert_close(got, want, bound=1e-11):
-    for name, a, w in zip(Stepped._fields, got, want, strict=True):
-        assert a.dtype == w.dtype and a.shape == w.shape, name
-        torch.testing.assert_close(a, w, rtol=bound, atol=bound, equal_nan=True)
-
-
-def same(one, two):
-    return all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, two, strict=True))
 
 
 CASES = {

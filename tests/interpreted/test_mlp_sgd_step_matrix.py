@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import stepped
 import torch
 from placed import KINDS, placed
+from stepped import EVERYTHING, RULE, same
 
 from fastspec.ops.mlp_sgd_step import (
     Stepped,
@@ -24,8 +26,6 @@ from fastspec.ops.mlp_sgd_step.shapes import Tiles
 
 DEEP = [7, 12, 33, 10, 3]
 SMALL = MatrixTiles(Tiles(16, 16, 16, 4, 1), Tiles(16, 16, 16, 4, 1))
-RULE = {"first_step": 0, "momentum": 0.0, "weight_decay": 0.0, "negative_slope": 0.0, "loss_limit": math.inf}
-EVERYTHING = {"momentum": 0.9, "weight_decay": 0.03, "negative_slope": 0.1, "normalize": True, "gradient_norms": True}
 CASES = {
     "plain": {},
     "leaky": {"negative_slope": 0.2},
@@ -66,13 +66,7 @@ def run(way, given, precision="bf16", **rule) -> Stepped:
 
 def assert_close(got, want, bound=3e-5):
     """Sums differ in their order; where that rounds an operand the other way, by a little more."""
-    for name, a, w in zip(Stepped._fields, got, want, strict=True):
-        assert a.dtype == w.dtype and a.shape == w.shape, name
-        torch.testing.assert_close(a, w, rtol=bound, atol=bound, equal_nan=True)
-
-
-def same(one, two):
-    return all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(one, two, strict=True))
+    stepped.assert_close(got, want, bound)
 
 
 @pytest.mark.parametrize(

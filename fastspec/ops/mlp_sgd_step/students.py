@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -43,7 +44,7 @@ def steps_within(gathered: int) -> int:
     return min(1 << (max(GATHERED // gathered, 1).bit_length() - 1), STEPS)
 
 
-class Students:
+class Students(ABC):
     """Students in their padded layout, and the rates, numbers and results of some steps."""
 
     def __init__(self, problem: Problem, steps: int):
@@ -100,13 +101,13 @@ class Students:
         self.rates[: len(rates), 0].copy_(rates)
         torch.add(self.count[: len(rates)], first_step, out=self.numbers[: len(rates), 0])
 
+    @abstractmethod
     def gather(self, x: Tensor, y: Tensor, rows: Tensor, rates: Tensor, first_step: int) -> None:
         """Take the batches of the next steps: rows [steps, batch], or [steps, P, batch] of their own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def launch(self, steps: int) -> None:
         """Make the steps that were gathered."""
-        raise NotImplementedError
 
     def write_norms(self, t: int, squares: Tensor, starts: Tensor) -> None:
         """The norms of a step's gradients from squares [P, tiles]; `starts` [layers + 1] says whose they are."""
