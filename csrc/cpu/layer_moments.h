@@ -12,7 +12,7 @@ namespace FASTSPEC_ISA {
 // panel[row, column] = leaky_relu(sum_i inputs[row, i] * weights[i, column] + bias[column]), in pieces of the sum
 // whose weights stay in the first-level cache; the panel holds the partial sums between them. The bias comes last: a
 // large one would round every term of the sum.
-template <typename T>
+template <int vectors, typename T>
 inline void activate_panel(const T* inputs, const T* weights, const T* bias, int64_t depth, int64_t rows, T slope,
                            T* panel) {
   using L = Tile<T>;
@@ -28,12 +28,12 @@ inline void activate_panel(const T* inputs, const T* weights, const T* bias, int
       } else {
         tile.load(panel + first * L::columns);
       }
-      tile.multiply(inputs + first * depth + from * L::rows, weights + from * L::columns, to - from);
+      tile.template multiply<vectors>(inputs + first * depth + from * L::rows, weights + from * L::columns, to - from);
       if (to == depth) {
 #pragma GCC unroll 16
         for (int r = 0; r < L::rows; ++r) {
 #pragma GCC unroll 2
-          for (int half = 0; half < 2; ++half) {
+          for (int half = 0; half < vectors; ++half) {
             const typename L::V z = tile.sum[r][half] + S::load(bias + half * S::lanes), low = slope * z;
             tile.sum[r][half] = low > z ? low : z;  // NaN stays NaN
           }

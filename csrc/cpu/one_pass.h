@@ -6,6 +6,7 @@
 
 #include "cross_moments.h"
 #include "layer_moments.h"
+#include "products.h"
 #include "workspace.h"
 
 namespace fastspec {
@@ -42,6 +43,9 @@ class OnePass {
     return c;
   }
 
+  // Of a panel's two vectors, those that nodes lie in.
+  static int vectors_of(const Columns& c) { return c.width > Simd<T>::lanes ? 2 : 1; }
+
   Columns teacher_columns(int64_t panel) const {
     return columns_of(problem_.teacher, panel, problem_.teacher.nodes, plan_.teacher_panels);
   }
@@ -72,7 +76,10 @@ class OnePass {
   void fill_panel(const Side& side, const Columns& c, int64_t first, int64_t rows, const T* inputs, const T* weights,
                   const T* bias, Scratch& scratch) const {
     if (plan_.layer) {
-      activate_panel(inputs, weights, bias, side.layer.inputs, rows, T(problem_.negative_slope), scratch.panel);
+      by_count<2>(vectors_of(c), [&](auto vectors) {
+        activate_panel<vectors.of>(inputs, weights, bias, side.layer.inputs, rows, T(problem_.negative_slope),
+                                   scratch.panel);
+      });
       if (side.activation) keep_activations(side, c, first, rows, scratch.panel);
       return;
     }
@@ -116,6 +123,21 @@ class OnePass {
     }
   }
 
+  // The panel's nodes, from `node` on, to their places in the tiles, [tile, row, node in tile].
+  void pack_teacher(const T* panel, int64_t node, int64_t rows, T* packed) const {
+    const int64_t end = clamp(plan_.teacher_tiles * tile_rows - node, 0, columns);
+    for (int64_t c = 0; c < end;) {
+      const int64_t tile = (node + c) / tile_rows, place = (node + c) % tile_rows;
+      T* const out = packed + tile * tile_rows * plan_.rows + place;
+      by_count<tile_rows>(clamp(tile_rows - place, 0, end - c), [&](auto count) {
+        for (int64_t r = 0; r < rows; ++r) {
+          std::memcpy(out + r * tile_rows, panel + r * columns + c, count.of * sizeof(T));
+        }
+        c += count.of;
+      });
+    }
+  }
+
   void teacher_chunk(int64_t chunk, int64_t at, Scratch& scratch) {
     const P& p = plan_;
     const int64_t first = first_row(chunk), rows = rows_of(chunk);
@@ -141,11 +163,8 @@ class OnePass {
         const int64_t j = at * p.padded + node + c;
         work_.chunk_shift[j] = s.shift[c], work_.chunk_sum[j] = s.sum[c];
         work_.chunk_square[j] = s.square[c], work_.chunk_active[j] = s.active[c];
-        T* const column = packed + (node + c) / tile_rows * tile_rows * p.rows + (node + c) % tile_rows;
-        if (node + c < p.teacher_tiles * tile_rows) {
-          for (int64_t r = 0; r < rows; ++r) column[r * tile_rows] = scratch.panel[r * columns + c];
-        }
       }
+      pack_teacher(scratch.panel, node, rows, packed);
     }
     for (int64_t j = p.teacher_panels * columns; j < p.teacher_tiles * tile_rows; ++j) {  // nodes that do not exist
       T* const column = packed + j / tile_rows * tile_rows * p.rows + j % tile_rows;
@@ -173,7 +192,8 @@ class OnePass {
                      Scratch& scratch) const {
     const P& p = plan_;
     const int64_t rows = rows_of(chunk), column = panel * columns;
-    fill_panel(problem_.student, student_columns(slab_first + panel), first_row(chunk), rows, inputs,
+    const Columns nodes = student_columns(slab_first + panel);
+    fill_panel(problem_.student, nodes, first_row(chunk), rows, inputs,
                work_.student_weights + column * p.student_depth, work_.student_bias + column, scratch);
     if (p.coactive) {
       gate_bits(scratch.panel, rows, p.words, scratch.gates);
@@ -190,11 +210,13 @@ class OnePass {
       sums.square[column + c] += s.square[c] + 2 * offset[c] * s.sum[c] + rows * offset[c] * offset[c];
       sums.active[column + c] += s.active[c];
     }
-    for (int64_t tile = 0; tile < p.teacher_tiles; ++tile) {
-      accumulate_tile(work_.teacher + at * p.padded * p.rows + tile * tile_rows * p.rows, scratch.panel, rows,
-                      work_.tiles[at * p.teacher_tiles + tile], total, offset,
-                      sums.cross + (panel * p.teacher_tiles + tile) * tile_rows * columns);
-    }
+    by_count<2>(vectors_of(nodes), [&](auto vectors) {
+      for (int64_t tile = 0; tile < p.teacher_tiles; ++tile) {
+        accumulate_tile<vectors.of>(work_.teacher + at * p.padded * p.rows + tile * tile_rows * p.rows, scratch.panel,
+                                    rows, work_.tiles[at * p.teacher_tiles + tile], total, offset,
+                                    sums.cross + (panel * p.teacher_tiles + tile) * tile_rows * columns);
+      }
+    });
   }
 
   // The inputs of one chunk for one panel, packed: shared by all networks, or the panel's own network's.

@@ -110,26 +110,26 @@ struct TileMoments {
 };
 
 // One tile's product. Not inlined: beside what is done with it, gcc keeps the tile in memory.
-template <typename T>
+template <int vectors, typename T>
 __attribute__((noinline)) void product_tile(const T* a, const T* b, int64_t depth, T* out) {
   Tile<T> tile;
   tile.start(typename Tile<T>::V{}, typename Tile<T>::V{});
-  tile.multiply(a, b, depth);
+  tile.template multiply<vectors>(a, b, depth);
   tile.store(out);
 }
 
 // cross += sum over the chunk of (t - reference)(s - reference), from the product of the shifted panels:
 // sum (t' + a)(s' + b) = sum t's' + a (sum s' + rows b) + b sum t'.
-template <typename T>
+template <int vectors, typename T>
 inline void accumulate_tile(const T* teacher, const T* student, int64_t rows, const TileMoments& tile,
                             const double* student_total, const double* student_offset, double* cross) {
   using L = Tile<T>;
   T sums[L::rows][L::columns];
-  product_tile(teacher, student, rows, &sums[0][0]);
+  product_tile<vectors>(teacher, student, rows, &sums[0][0]);
   constexpr int lanes = Simd<double>::lanes;
 #pragma GCC unroll 16
   for (int r = 0; r < L::rows; ++r) {
-    for (int c = 0; c < L::columns; c += lanes) {
+    for (int c = 0; c < vectors * Simd<T>::lanes; c += lanes) {
       double* const out = cross + r * L::columns + c;
       const Double total = Simd<double>::load(student_total + c), offset = Simd<double>::load(student_offset + c);
       Simd<double>::store(

@@ -67,22 +67,32 @@ struct Tile {
     }
   }
 
-  // sum[r][c] += sum_k a[k, r] * b[k, c]; a is [depth, rows], b is [depth, columns], both packed
+  // sum[r][c] += sum_k a[k, r] * b[k, c]; a is [depth, rows], b is [depth, columns], both packed. Of the first
+  // `vectors` of the columns.
+  template <int vectors>
   inline void multiply(const T* __restrict a, const T* __restrict b, int64_t depth) {
-    V s[rows][2];  // a copy that the compiler keeps in registers
+    V s[rows][vectors];  // a copy that the compiler keeps in registers
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) s[r][0] = sum[r][0], s[r][1] = sum[r][1];
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) s[r][v] = sum[r][v];
+    }
     for (int64_t k = 0; k < depth; ++k) {
-      const V b0 = S::load(b), b1 = S::load(b + S::lanes);
+      V right[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) right[v] = S::load(b + v * S::lanes);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        s[r][0] += a[r] * b0;
-        s[r][1] += a[r] * b1;
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) s[r][v] += a[r] * right[v];
       }
       a += rows, b += columns;
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) sum[r][0] = s[r][0], sum[r][1] = s[r][1];
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[r][v] = s[r][v];
+    }
   }
 };
 
