@@ -19,13 +19,14 @@ FACTORS = {  # options whose values make the grid, and what they are called
     "batch_size": "batch size",
     "lr": "learning rate",
     "outputs": "outputs",
+    "data_std": "input std",
 }
 SMALLEST = 1e-6  # of what is drawn of 1 - layer score: moments are known to about 1e-7
 
 
 def shown(factor: str, value: Any) -> str:
     """A value of a factor in words."""
-    return f"{value}×" if factor == "multi" else f"{value:g}" if factor == "lr" else str(value)
+    return f"{value}×" if factor == "multi" else f"{value:g}" if factor in ("lr", "data_std") else str(value)
 
 
 def slices(results: xr.Dataset, factor: str) -> list[tuple[str, xr.Dataset]]:

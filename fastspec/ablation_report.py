@@ -23,8 +23,8 @@ def ablation_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = 
     blocks: list[Block] = [
         Heading("Ablation of deep students"),
         Text(
-            f"Teachers with hidden layers {nodes} and {config['inputs']} inputs of standard deviation "
-            f"{config['data_std']:g}; {config['epochs']} epochs of {config['samples']:,} samples; measured on "
+            f"Teachers with hidden layers {nodes} and {config['inputs']} Gaussian inputs; {config['epochs']} epochs of "
+            f"{config['samples']:,} samples; measured on "
             f"{config['evaluation_samples']:,} held-out inputs. The base: {base}. Each table and figure changes one of "
             "these and leaves the others. The layer score is the mean over teacher nodes of the largest correlation "
             f"with a student node; a node is covered above {THRESHOLD:g}; the difference is the squared one, averaged "

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     import xarray as xr
 
 BatchNorm = Literal["none", "before", "after"]
-Teacher = Literal["separated", "random"]
+Teacher = Literal["tuned", "separated", "random"]
 
 
 @dataclass(frozen=True)
 class Cell(Job):
     """One cell of the grid: a job of a deep run, whose teacher may be one with random weights."""
 
-    kind: str = "separated"
+    kind: str = "tuned"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -45,15 +45,17 @@ class Cell(Job):
             "batch_size": o.batch_size,
             "lr": o.lr,
             "outputs": o.outputs,
+            "data_std": o.data_std,
         }
 
     @property
     def name(self) -> str:
-        return "x{multi}-{batch_norm}-{teacher}-batch{batch_size}-lr{lr}-c{outputs}".format(**self.values)
+        form = "x{multi}-{batch_norm}-{teacher}-batch{batch_size}-lr{lr}-c{outputs}-std{data_std}"
+        return form.format(**self.values)
 
     def teacher(self) -> MLP:
         o = self.options
-        if self.kind == "separated":
+        if self.kind != "random":
             return super().teacher()
         return teachers.random([o.inputs, *o.hidden, o.outputs], seed=o.teacher_seed, dtype=self.dtype)
 
@@ -62,9 +64,9 @@ class Cell(Job):
 class Ablation(Experiment):
     """Deep students learn a deep teacher from Gaussian inputs; one thing at a time is changed.
 
-    The first values of --multi, --batch-norm, --teacher, --batch-size, --lr and --outputs make the base. Every other
-    value is tried with the rest as in the base, or, with --every-combination, with all values of the rest. Students are
-    measured after every epoch on inputs held out from training.
+    The first values of --multi, --batch-norm, --teacher, --batch-size, --lr, --outputs and --data-std make the base.
+    Every other value is tried with the rest as in the base, or, with --every-combination, with all values of the rest.
+    Students are measured after every epoch on inputs held out from training.
     """
 
     name: ClassVar[str] = "ablation"
@@ -74,28 +76,29 @@ class Ablation(Experiment):
     """Hidden nodes of a student, in multiples of the teacher's."""
     batch_norm: tuple[BatchNorm, ...] = ("none", "before", "after")
     """Batch norm of the students: none, before or after the ReLU."""
-    teacher: tuple[Teacher, ...] = ("separated", "random")
-    """Weights of the teacher: drawn from a finite set, no two nodes alike, or uniform. Each node's are divided by their
-    norm."""
+    teacher: tuple[Teacher, ...] = ("tuned", "separated", "random")
+    """Weights of the teacher: separated are drawn from a finite set, no two nodes alike; random are uniform. Each
+    node's are divided by their norm. A tuned teacher is a separated one whose hidden biases are shifted so that each
+    node is active on half of the held-out inputs, and its outputs to mean 0 and variance 1."""
     batch_size: tuple[int, ...] = (64, 16, 256)
     """Samples of an SGD step."""
     lr: tuple[float, ...] = (0.1, 0.02, 0.3)
     """Learning rate on the squared difference averaged over samples and outputs."""
     outputs: tuple[int, ...] = (100, 10, 30)
     """Outputs C of teacher and students."""
+    data_std: tuple[float, ...] = (10.0, 3.0, 1.0)
+    """Standard deviation of the inputs."""
     every_combination: bool = False
     """Try all combinations of all values, not one change at a time."""
     hidden: tuple[int, ...] = (10, 15, 20, 25)
     """Nodes of the teacher's hidden layers."""
     inputs: int = 20
     """Inputs d."""
-    data_std: float = 10.0
-    """Standard deviation of the inputs."""
-    samples: int = 20_000
+    samples: int = 40_000
     """Distinct training samples; an epoch goes through them once."""
     evaluation_samples: int = 2000
     """Held-out samples of every measurement."""
-    epochs: int = 20
+    epochs: int = 40
     """Epochs."""
     seeds: int = 1
     """Students of every cell, with seeds from 0."""
@@ -107,11 +110,11 @@ class Ablation(Experiment):
     def check(self) -> None:
         for name in ("multi", "batch_size", "outputs"):
             check_grid(name, getattr(self, name), check_integer)
-        for name in ("batch_norm", "teacher", "lr"):
+        for name in ("batch_norm", "teacher", "lr", "data_std"):
             check_grid(name, getattr(self, name), lambda name, value: None)
         for kind in self.teacher:
-            if kind not in ("separated", "random"):
-                refuse("teacher", repr(kind), "'separated' or 'random'")
+            if kind not in ("tuned", "separated", "random"):
+                refuse("teacher", repr(kind), "'tuned', 'separated' or 'random'")
         check_integer("epochs", self.epochs)
         check_integer("samples", self.samples, max(self.batch_size))
         for cell in self.cells():
@@ -126,12 +129,14 @@ class Ablation(Experiment):
         changed = [[*base[:i], value, *base[i + 1 :]] for i, values in enumerate(grid) for value in values[1:]]
         return [self._cell(*values) for values in (base, *changed)]
 
-    def _cell(self, multi: int, batch_norm: BatchNorm, teacher: str, batch_size: int, lr: float, outputs: int) -> Cell:
+    def _cell(
+        self, multi: int, batch_norm: BatchNorm, teacher: str, batch_size: int, lr: float, outputs: int, data_std: float
+    ) -> Cell:
         epoch = self.samples // batch_size
         options = Deep(
-            hidden=self.hidden, inputs=self.inputs, outputs=outputs, teacher_seed=self.teacher_seed, multi=(multi,),
-            seeds=self.seeds, batch_norm=batch_norm, samples=(self.samples,),
-            evaluation_samples=self.evaluation_samples, data_std=self.data_std, steps=self.epochs * epoch,
+            hidden=self.hidden, inputs=self.inputs, outputs=outputs, teacher_seed=self.teacher_seed,
+            tuned=teacher == "tuned", multi=(multi,), seeds=self.seeds, batch_norm=batch_norm, samples=(self.samples,),
+            evaluation_samples=self.evaluation_samples, data_std=data_std, steps=self.epochs * epoch,
             batch_size=batch_size, lr=lr, measure_every=epoch, dtype=self.dtype,
         )  # fmt: skip
         return Cell(options, self.samples, multi, teacher)

@@ -61,8 +61,9 @@ def tiny_ode():
 @pytest.fixture(scope="session")
 def tiny_ablation():
     return Ablation(
-        hidden=(3, 4), inputs=5, outputs=(6, 4), multi=(2, 1), batch_norm=("none", "before"), batch_size=(10, 20),
-        lr=(0.3, 0.1), seeds=2, samples=60, evaluation_samples=80, data_std=1.0, epochs=2,
+        hidden=(3, 4), inputs=5, outputs=(6, 4), multi=(2, 1), batch_norm=("none", "before"),
+        teacher=("separated", "random"), batch_size=(10, 20), lr=(0.3, 0.1), data_std=(1.0, 2.0), seeds=2, samples=60,
+        evaluation_samples=80, epochs=2,
     )  # fmt: skip
 
 

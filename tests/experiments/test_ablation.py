@@ -31,15 +31,16 @@ def values(results):
 
 def test_one_change_at_a_time(run):
     results, _ = run
-    base = (2, "none", "separated", 10, 0.3, 6)
+    base = (2, "none", "separated", 10, 0.3, 6, 1.0)
     assert values(results) == [
         base,
         (1, *base[1:]),
         (2, "before", *base[2:]),
         (2, "none", "random", *base[3:]),
-        (*base[:3], 20, 0.3, 6),
-        (*base[:4], 0.1, 6),
-        (*base[:5], 4),
+        (*base[:3], 20, *base[4:]),
+        (*base[:4], 0.1, *base[5:]),
+        (*base[:5], 4, 1.0),
+        (*base[:6], 2.0),
     ]
     for i, factor in enumerate(FACTORS):
         (_, first), (_, other) = slices(results, factor)
@@ -48,7 +49,7 @@ def test_one_change_at_a_time(run):
 
 def test_every_combination():
     cells = Ablation(multi=(1, 2), lr=(0.1, 0.2), outputs=(3, 4), every_combination=True).cells()
-    assert len(cells) == 2 * 3 * 2 * 3 * 2 * 2 and len({cell.name for cell in cells}) == len(cells)
+    assert len(cells) == 2 * 3 * 3 * 3 * 2 * 2 * 3 and len({cell.name for cell in cells}) == len(cells)
     near = Ablation(lr=(0.1, 0.1 + 1e-12)).cells()
     assert len({cell.name for cell in near}) == len(near)
     assert len({tuple(cell.values.items()) for cell in cells}) == len(cells)
@@ -67,7 +68,7 @@ def test_a_cell_is_a_deep_run(run, tiny_ablation, tmp_path):
 def test_the_random_teacher_and_batch_norm_are_used(run):
     results, folder = run
     weights = load_tensors(folder / "weights.safetensors", "weights of a run")[0]
-    prefix = "x2-none-random-batch10-lr0.3-c6"
+    prefix = "x2-none-random-batch10-lr0.3-c6-std1.0"
     teacher = MLP.from_weights(
         [(weights[f"{prefix}.teacher.w{i}"], weights[f"{prefix}.teacher.b{i}"]) for i in (1, 2, 3)]
     )
@@ -81,6 +82,17 @@ def test_the_random_teacher_and_batch_norm_are_used(run):
     start = results.loss.isel(epoch=0)
     assert (start.sel(cell=2) != start.sel(cell=0)).all()  # batch norm has had no sample yet
     assert (results.loss.isel(epoch=-1) < start).all()
+
+
+def test_tuned_teachers_and_inputs_of_every_std():
+    o = Ablation(data_std=(2.0, 3.0), evaluation_samples=200)
+    cells = {tuple(cell.values[name] for name in ("teacher", "data_std")): cell for cell in o.cells()}
+    x = cells["tuned", 2.0].inputs(200, HELD_OUT_SEED)
+    active = [(h > 0).sum(0) for h in cells["tuned", 2.0].teacher().activations(x)]
+    assert all(((count - 100).abs() <= 1).all() for count in active)  # the median sample itself, to rounding
+    rare = cells["separated", 2.0].teacher().activations(x)
+    assert any((((h > 0).sum(0) - 100).abs() > 20).any() for h in rare)
+    assert torch.equal(cells["tuned", 3.0].inputs(200, HELD_OUT_SEED), 1.5 * x)
 
 
 def test_random_teachers():
@@ -104,7 +116,14 @@ def test_report(run, capsys):
 
 
 def test_a_student_that_diverges_is_reported(tiny_ablation, tmp_path, capsys):
-    one = {"multi": (2,), "batch_norm": ("none",), "teacher": ("separated",), "batch_size": (10,), "outputs": (6,)}
+    one = {
+        "multi": (2,),
+        "batch_norm": ("none",),
+        "teacher": ("separated",),
+        "batch_size": (10,),
+        "outputs": (6,),
+        "data_std": (1.0,),
+    }
     results = replace(tiny_ablation, lr=(0.3, 1e6), **one).run(tmp_path)
     assert (results.diverged_step.sel(cell=1) >= 0).all() and (results.diverged_step.sel(cell=0) == -1).all()
     assert results.layer_score.sel(cell=1).isel(epoch=-1).isnull().all()
