@@ -153,9 +153,11 @@ class Run:
             self._save()
 
     def _until(self, most: int, checkpoint_every: int | None) -> int:
-        """Where to stop next: within the epoch, and not beyond a snapshot or a checkpoint."""
+        """Where to stop next: not beyond a snapshot, a checkpoint, or the data of an epoch."""
         step, epoch = self.state.step, self.lessons.epoch_steps
-        ends = [step + most, len(self.rates), (step // epoch + 1) * epoch, *(s for s in self.stops if s > step)]
+        ends = [step + most, len(self.rates), *(s for s in self.stops if s > step)]
+        if not self.lessons.fixed:
+            ends.append((step // epoch + 1) * epoch)
         if checkpoint_every is not None:
             ends.append((step // checkpoint_every + 1) * checkpoint_every)
         return min(ends)

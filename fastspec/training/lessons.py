@@ -66,6 +66,11 @@ class Lessons:
         self._load(0)
 
     @property
+    def fixed(self) -> bool:
+        """Whether every epoch has the same inputs."""
+        return isinstance(self.data, Tensor)
+
+    @property
     def first(self) -> tuple[Tensor, Tensor]:
         """Inputs and answers of the first epoch."""
         self._load(0)
@@ -79,10 +84,10 @@ class Lessons:
         return float(y.double().square().sum(1).mean() / 2)
 
     def batches(self, first: int, steps: int) -> Iterator[Batches]:
-        """The batches of steps `first` .. `first + steps - 1`, all of one epoch, in pieces that fit in memory."""
-        epoch, start = divmod(first, self.epoch_steps)
-        self._load(epoch)
-        tables = [self._rows(seed, epoch)[start : start + steps] for seed in self.seeds]
+        """The batches of steps `first` .. `first + steps - 1` in pieces that fit in memory; of one epoch if data differ
+        from epoch to epoch."""
+        self._load(first // self.epoch_steps)
+        tables = [self._rows(seed, first, steps) for seed in self.seeds]
         indices = torch.stack(tables) if len(tables) > 1 else tables[0]  # [*P, steps, batch]
         if not self.noise:
             yield Batches(self._x, self._y, indices.to(self._x.device))
@@ -106,7 +111,13 @@ class Lessons:
         y = self._y[rows] if known else torch.cat([self._answers(part.clone()) for part in x.split(self.batch_size)])
         return Batches(x, y, torch.arange(len(x), device=x.device).view(indices.shape))
 
-    def _rows(self, seed: int, epoch: int) -> Tensor:
+    def _rows(self, seed: int, first: int, steps: int) -> Tensor:
+        """The samples of every batch of some steps, [steps, batch]."""
+        epoch, start = divmod(first, self.epoch_steps)
+        tables = [self._rows_of_epoch(seed, e) for e in range(epoch, (first + steps - 1) // self.epoch_steps + 1)]
+        return (torch.cat(tables) if len(tables) > 1 else tables[0])[start : start + steps]
+
+    def _rows_of_epoch(self, seed: int, epoch: int) -> Tensor:
         """The samples of every batch of an epoch, [epoch_steps, batch]."""
         draw = generator(seed, f"batches of epoch {epoch}")
         size = (self.epoch_steps, self.batch_size)
@@ -115,7 +126,7 @@ class Lessons:
         return torch.randperm(self.samples, generator=draw)[: size[0] * size[1]].view(size)
 
     def _load(self, epoch: int) -> None:
-        if epoch == self._epoch or (isinstance(self.data, Tensor) and self._epoch >= 0):
+        if epoch == self._epoch or (self.fixed and self._epoch >= 0):
             return
         x = self._inputs(epoch)
         if len(x) != self.samples:

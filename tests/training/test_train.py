@@ -13,7 +13,7 @@ from torch import nn
 from fastspec import data
 from fastspec.measure import measure
 from fastspec.networks import MLP, ConvNet, student_like
-from fastspec.training import train
+from fastspec.training import train, updates
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 D, C, N = 3, 2, 100
@@ -124,6 +124,27 @@ def test_a_schedule_by_epoch(batch_norm):
     still = copy.deepcopy(student)
     train(teacher, still, x, steps=0, batch_size=16)
     assert_equal(still, student, rtol=0, atol=0)
+
+
+def test_short_epochs_of_fixed_data_are_trained_together(monkeypatch):
+    """The same steps as epoch by epoch, in fewer calls of the op."""
+    calls, whole = [], updates.mlp_sgd_step
+
+    def counted(*args, **options):
+        calls.append(options["indices"].shape[-2])
+        return whole(*args, **options)
+
+    monkeypatch.setattr(updates, "mlp_sgd_step", counted)
+    x, teacher = inputs(10), mlp(4, seed=9)
+    found = {}
+    for name, given in (("fixed", x), ("fresh", lambda epoch: x)):
+        students = [mlp(seed=k) for k in range(2)]
+        calls.clear()
+        history = train(teacher, students, given, steps=401, batch_size=5, snapshots=[7, 401], seed=[3, 4])
+        found[name] = history.loss, students[1].layers[1].weight, len(calls)
+        assert sum(calls) == 401
+    assert torch.equal(found["fixed"][0], found["fresh"][0]) and torch.equal(found["fixed"][1], found["fresh"][1])
+    assert found["fresh"][2] >= 201 and found["fixed"][2] < 100
 
 
 def test_fresh_data_each_epoch():
