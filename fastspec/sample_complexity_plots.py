@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 KINDS = {"gaussian": "Gaussian", "boundary": "about boundaries"}
 
 
-def scores_by_samples(results: xr.Dataset) -> Figure:
+def scores_by_samples(results: xr.Dataset, threshold: float) -> Figure:
     """Layer score at the end against distinct samples, mean over seeds and their range, a panel for each layer."""
-    return _by_layer(results, results.layer_score, "layer score")
+    return _by_layer(results, results.layer_score, "layer score", threshold)
 
 
 def coverage_by_samples(results: xr.Dataset, threshold: float) -> Figure:
@@ -27,7 +27,7 @@ def coverage_by_samples(results: xr.Dataset, threshold: float) -> Figure:
     their range, a panel for each layer."""
     known = results.best_correlation.notnull()
     share = (results.best_correlation > threshold).sum("teacher") / known.sum("teacher")
-    return _by_layer(results, share, f"share of teacher nodes above {threshold:g}")
+    return _by_layer(results, share, f"share of teacher nodes above {threshold:g}", 1.0)
 
 
 def losses_by_samples(results: xr.Dataset, outputs: int) -> Figure:
@@ -41,11 +41,11 @@ def losses_by_samples(results: xr.Dataset, outputs: int) -> Figure:
     return figure
 
 
-def _by_layer(results: xr.Dataset, values: xr.DataArray, label: str) -> Figure:
+def _by_layer(results: xr.Dataset, values: xr.DataArray, label: str, line: float) -> Figure:
     with panels(1, len(results.layer), width=2.7, height=2.8, sharex=True, sharey=True) as (figure, axes):
         for ax, layer in zip(axes[0], results.layer.values, strict=True):
             _lines(ax, results, values.sel(layer=layer))
-            threshold_line(ax, 1.0)
+            threshold_line(ax, line)
             ax.set(title=f"hidden layer {layer}")
         axes[0, 0].set_ylabel(label)
         figure.supxlabel("distinct samples", fontsize=9)
@@ -65,6 +65,9 @@ def _lines(ax: Axes, results: xr.Dataset, values: xr.DataArray) -> None:
             ax.fill_between(count, one.min("seed"), one.max("seed"), color=colour, alpha=0.12, linewidth=0)
     if values.notnull().any():
         ax.set_xscale("log")
+        ticks = [2**k for k in range(0, 40, 2) if count[0] <= 2**k <= count[-1]] or [count[0]]
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.set_xticks([], minor=True)
 
 
 def _dashes(count: int) -> list[tuple[float, tuple[float, ...]]]:

@@ -62,7 +62,7 @@ class SampleComplexity(Experiment):
 
     kind: tuple[Kind, ...] = ("gaussian", "boundary")
     """Kinds of training samples."""
-    samples: tuple[int, ...] = (64, 128, 256, 512, 1024, 4096, 16384)
+    samples: tuple[int, ...] = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 4096)
     """Distinct training samples N; an epoch goes through them once."""
     hidden: tuple[int, ...] = (10, 15)
     """Nodes of the teacher's hidden layers."""
@@ -72,9 +72,9 @@ class SampleComplexity(Experiment):
     """Outputs C."""
     teacher_seed: int = 0
     """Seed of the teacher's weights, drawn from a finite set, no two nodes alike."""
-    multi: tuple[int, ...] = (1, 5)
+    multi: tuple[int, ...] = (1, 2, 5)
     """Hidden nodes of a student, in multiples of the teacher's."""
-    seeds: int = 2
+    seeds: int = 4
     """Students of every multiple, with seeds from 0."""
     data_std: float = 1.5
     """Standard deviation of the Gaussian inputs; samples about boundaries have norm data_std sqrt(d)."""
@@ -84,14 +84,14 @@ class SampleComplexity(Experiment):
     """Width of the uniform distribution of these distances."""
     evaluation_samples: int = 10_000
     """Held-out samples of the measurement."""
-    steps: int = 20_000
+    steps: int = 40_000
     """SGD steps, however many distinct samples there are."""
     batch_size: int = 32
     """Samples of a step."""
     lr: float = 0.5
     """Learning rate on the squared difference averaged over samples and outputs."""
     threshold: float = 0.95
-    """Correlation above which a teacher node counts as covered."""
+    """Correlation above which a teacher node counts as covered, and layer score that samples are to suffice for."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of data, weights and training."""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from fastspec import data
 from fastspec.experiments.cli import main
@@ -14,6 +15,7 @@ from fastspec.experiments.deep_job import HELD_OUT_SEED
 from fastspec.experiments.sample_complexity import SampleComplexity
 from fastspec.measure import measure
 from fastspec.networks import MLP
+from fastspec.sample_complexity_report import needed_table, samples_needed
 from fastspec.tensor_files import load_tensors
 
 
@@ -68,10 +70,34 @@ def test_more_samples_generalise_better(tmp_path):
     assert (many.layer_score > 0.99).all()
 
 
+def scores(values):
+    """Results of one kind, multiple and layer from layer scores [seed, samples] for 300, 100 and 200 samples."""
+    table = np.asarray(values)[None, None, :, None, :]
+    coords = {"kind": ["gaussian"], "multi": [2], "seed": range(len(values)), "layer": [1], "samples": [300, 100, 200]}
+    return xr.Dataset({"layer_score": (tuple(coords), table)}, coords)
+
+
+def test_samples_needed():
+    nan = np.nan
+    found = samples_needed(
+        scores(
+            [[1.0, 0.9, 0.95], [0.97, 0.93, 0.94], [0.97, 0.97, 0.9], [1.0, 1.0, 1.0], [0.9, 1.0, 1.0], [1, 1, nan]]
+        ),
+        0.95,
+    )
+    third = np.exp(np.log(200) + (np.log(300) - np.log(200)) / 3)
+    half = np.exp(np.log(200) + (np.log(300) - np.log(200)) * 5 / 7)
+    np.testing.assert_allclose(found.values.ravel(), [200, third, half, 100, nan, 300])
+    table = needed_table(scores([[1.0, 0.9, 0.95], [1.0, 1.0, 1.0], [0.9, 1.0, 1.0]]), 0.95)
+    assert table.rows == [["Gaussian", "2×", "200 (100 … 200, never 1 of 3)"]]
+    assert needed_table(scores([[0.5, 0.5, nan]]), 0.95).rows[0][2] == "never"
+
+
 def test_report(run, capsys):
     _, folder = run
     assert main(["report", str(folder)]) == 0
     shown = capsys.readouterr().out
+    assert "Distinct samples from which on" in shown
     assert "Gaussian" in shown and "About boundaries" in shown
     assert {path.stem for path in (folder / "figures").iterdir()} == {"scores", "coverage", "losses"}
 
