@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from fastspec.atomic_files import write_atomically
-from fastspec.experiments.results import netcdf
-from fastspec.report import markdown, write_figures, write_text
-from studies.arpit2019.page import page, summary
-from studies.files import load_run
+from studies.arpit2019.page import page
+from studies.files import answer, load_run, summary, write_study
 
 TITLE = "The Benefits of Over-parameterization at Initialization, reproduced"
-DPI = 80
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.arpit2019", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of `fastspec init --preset arpit2019`")
     parser.add_argument("schemes", type=Path, nargs="?", help="folder of a run of `fastspec init`")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     parser.add_argument("--tables", action="store_true", help="no figures")
-    given = parser.parse_args(arguments)
-    try:
-        write(given.run, given.schemes, given.out, given.tables)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    answer(
+        parser,
+        Path(__file__).parent,
+        lambda given: write(given.run, given.schemes, given.out, given.tables),
+        arguments,
+    )
 
 
 def write(run: Path, schemes: Path | None, out: Path, tables: bool = False) -> None:
@@ -38,13 +31,9 @@ def write(run: Path, schemes: Path | None, out: Path, tables: bool = False) -> N
     if schemes is not None:
         folders["schemes"] = load_run(schemes, "init")
     results = {name: folder.results() for name, folder in folders.items()}
-    blocks = page(folders, results, pictures=not tables)
-    out.mkdir(parents=True, exist_ok=True)
-    write_figures(out, blocks, DPI)
-    write_text(out / "README.md", markdown(TITLE, blocks))
-    record = json.dumps({"config": folders["readings"].config, "provenance": folders["readings"].provenance})
-    content = netcdf(summary(results["readings"], record))
-    write_atomically(out / "summary.nc", partial(Path.write_bytes, data=content))
+    readings = folders["readings"]
+    small = summary(results["readings"], {"config": readings.config, "provenance": readings.provenance})
+    write_study(out, TITLE, page(folders, results, pictures=not tables), {"summary.nc": small})
 
 
 if __name__ == "__main__":

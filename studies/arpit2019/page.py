@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -160,9 +159,3 @@ def _origin(folders: Mapping[str, RunFolder]) -> list[Block]:
         blocks += [Text(f"`{preset}` ({name})."), provenance_table(folder.provenance)]
     blocks.append(Text("`python -m studies.arpit2019 RUN SCHEMES_RUN` wrote this page from the folders of both runs."))
     return blocks
-
-
-def summary(results: xr.Dataset, record: str) -> xr.Dataset:
-    """The arrays of a run in float32, with configuration and provenance as JSON in the attribute `record`."""
-    floating = {name: array.astype(np.float32) for name, array in results.items() if array.dtype.kind == "f"}
-    return results.assign(floating).assign_attrs(fastspec="summary", record=record)

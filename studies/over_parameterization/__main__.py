@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 
-from fastspec.atomic_files import write_atomically
 from fastspec.data import gaussian
-from fastspec.experiments.results import WEIGHTS, RunFolder, netcdf
+from fastspec.experiments.results import WEIGHTS, RunFolder
 from fastspec.matrix_dynamics_report import matrix_dynamics_blocks, split
-from fastspec.report import Block, Heading, Table, Text, markdown, provenance_table, write_figures, write_text
+from fastspec.report import Block, Heading, Table, Text, provenance_table
 from fastspec.tensor_files import load_tensors
-from studies.files import load_run
+from studies.files import answer, load_run, summary, write_study
 
 TITLE = "Luck Matters, over-parameterisation with matrix dynamics, reproduced"
-DPI = 80
 LUCKY = (1.0719, 1.4610)  # fan-out norms of the 20 lucky nodes of the published run: least, largest
 OTHERS = (4.2515e-05, 1.1351e-04, 1.5340e-03)  # of its 20 other nodes and the bias: least, median, largest
 ABOUT = """The published run (one seed, the paper's code: `test_multilayer.py --perturb --node_multi 2 --lr 0.05 \
@@ -40,25 +35,14 @@ and so hardly ever moved; or one that is still on its way to 0. The largest of e
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.over_parameterization", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of `fastspec matrix-dynamics`")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
-    given = parser.parse_args(arguments)
-    try:
-        write(given.run, given.out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    answer(parser, Path(__file__).parent, lambda given: write(given.run, given.out), arguments)
 
 
 def write(run: Path, out: Path) -> None:
     """Write the study's files into `out` from the folder of a run."""
     folder = load_run(run, "matrix-dynamics")
-    results = folder.results()
-    blocks = page(folder, results)
-    out.mkdir(parents=True, exist_ok=True)
-    write_figures(out, blocks, DPI)
-    write_text(out / "README.md", markdown(TITLE, blocks))
-    record = json.dumps({"config": folder.config, "provenance": folder.provenance})
-    content = netcdf(summary(results).assign_attrs(fastspec="summary", record=record))
-    write_atomically(out / "summary.nc", partial(Path.write_bytes, data=content))
+    results, record = folder.results(), {"config": folder.config, "provenance": folder.provenance}
+    write_study(out, TITLE, page(folder, results), {"summary.nc": summary(results, record)})
 
 
 def page(folder: RunFolder, results: xr.Dataset) -> list[Block]:
@@ -123,11 +107,6 @@ def exceptions(folder: RunFolder, results: xr.Dataset) -> Table:
     step = int(results.step[-2])
     columns = ("node", f"fan-out at step {step:,}", "at the end", "active", "most alike", "norm of both fan-outs' sum")
     return Table("Other nodes that keep a fan-out", columns, rows)
-
-
-def summary(results: xr.Dataset) -> xr.Dataset:
-    """All arrays of the run in float32."""
-    return results.map(lambda array: array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
 if __name__ == "__main__":

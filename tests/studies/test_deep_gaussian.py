@@ -17,7 +17,7 @@ from studies import deep_gaussian
 from studies.deep_gaussian.__main__ import main
 from studies.deep_gaussian.page import PARTS, readings_table
 from studies.deep_gaussian.published import LUCK_MATTERS, Reading
-from studies.deep_gaussian.summary import joined
+from studies.files import joined
 
 FOLDER = Path(deep_gaussian.__file__).parent
 TINY = Deep(
@@ -76,7 +76,7 @@ def test_other_runs_are_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="folders: got runs that differ in nothing; takes"):
         joined([RunFolder.load(runs / "a")] * 2)
     with pytest.raises(ValueError, match="folders: got runs that differ in samples, seeds; takes"):
-        joined([RunFolder.load(runs / name) for name in ("a", "many")])
+        joined([RunFolder.load(runs / name) for name in ("a", "many")], ("samples",))
     Digits(hidden=(4,), multi=(1,), teacher_steps=2, student_steps=2, measurements=2).run(tmp_path / "digits")
     with pytest.raises(SystemExit, match="a run of 'digits'; takes a run of 'deep'"):
         main([f"--{name}={tmp_path / 'digits' if name == 'luck-matters' else runs / 'few'}" for name in PARTS])
