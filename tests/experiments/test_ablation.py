@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastspec import data, teachers
-from fastspec.ablation_plots import FACTORS, slices
+from fastspec.ablation_plots import FACTORS, changes, slices
 from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.cli import main
 from fastspec.experiments.deep import Deep
@@ -43,8 +43,25 @@ def test_one_change_at_a_time(run):
         (*base[:6], 2.0),
     ]
     for i, factor in enumerate(FACTORS):
-        (_, first), (_, other) = slices(results, factor)
-        assert first.cell == 0 and other.cell == 1 + i
+        labels, cells = zip(*slices(results, factor), strict=True)
+        at = [int(cell.cell) for cell in cells]
+        assert sorted(at) == [0, 1 + i] and labels[at.index(0)].endswith(" (base)")
+        numbers = [cell[factor].item() for cell in cells]
+        assert factor in ("batch_norm", "teacher") or numbers == sorted(numbers)
+
+
+def test_changes_are_from_the_base_of_the_same_seed(run):
+    results, _ = run
+    found = changes(results)
+    score = results.layer_score.isel(epoch=-1)
+    assert [(what, value) for what, value, _ in found][:3] == [
+        ("student width", "1×"),
+        ("batch norm", "before"),
+        ("teacher", "random"),
+    ]
+    assert len(found) == len(FACTORS)
+    for i, (_, _, change) in enumerate(found, start=1):
+        np.testing.assert_array_equal(change.values, (score.sel(cell=i) - score.sel(cell=0)).values)
 
 
 def test_every_combination():
@@ -112,7 +129,19 @@ def test_report(run, capsys):
     assert main(["report", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "Batch norm" in shown and "diverged" not in shown
-    assert {path.stem for path in (folder / "figures").iterdir()} == {name.replace("_", "-") for name in FACTORS}
+    assert "Student width: the end, mean ± standard deviation over 2 seeds" in shown and "2× (base)" in shown
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {"changes", *(name.replace("_", "-") for name in FACTORS)}
+    assert "All cells" not in (folder / "report.md").read_text()
+
+
+def test_all_cells_are_shown_where_several_factors_change(tmp_path, tiny_ablation):
+    one = {"batch_norm": ("none",), "teacher": ("separated",), "batch_size": (10,), "outputs": (6,), "data_std": (1.0,)}
+    replace(tiny_ablation, **one, every_combination=True, epochs=1).run(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    rows = text.split("**All cells at the end**")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(rows) == 4 and rows[3].startswith("| 1× | none | separated | 10 | 0.1 | 6 | 1 |")
 
 
 def test_a_student_that_diverges_is_reported(tiny_ablation, tmp_path, capsys):
