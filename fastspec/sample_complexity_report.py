@@ -21,7 +21,8 @@ def sample_complexity_blocks(results: xr.Dataset, config: Mapping[str, Any], nam
     return [
         Heading("Sample complexity of students"),
         Text(
-            f"A teacher with hidden layers {nodes}, {config['inputs']} inputs and {config['outputs']} outputs. "
+            f"A teacher with hidden layers {nodes}, {config['inputs']} inputs and {config['outputs']} outputs"
+            f"{', every hidden node active on half of the inputs' if config['tuned'] else ''}. "
             f"Students learned from N distinct samples, {processed:,} samples processed whatever N: Gaussian ones of "
             f"standard deviation {config['data_std']:g}, or points on and beside the boundaries of the teacher's "
             f"lowest layer. All are measured at the end, on {config['evaluation_samples']:,} held-out Gaussian inputs. "
@@ -90,8 +91,8 @@ def _spread(values: np.ndarray) -> str:
     every = np.concatenate([known, np.full(unknown, np.inf)])
     middle = float(np.median(every))
     text = f"{middle:.0f}" if np.isfinite(middle) else "–"
-    end = f"{known[-1]:.0f}" + (f", never {unknown} of {len(every)}" if unknown else "")
-    return f"{text} ({known[0]:.0f} … {end})"
+    spread = " … ".join(dict.fromkeys((f"{known[0]:.0f}", f"{known[-1]:.0f}")))
+    return f"{text} ({spread}" + (f", never {unknown} of {len(every)})" if unknown else ")")
 
 
 def _table(results: xr.Dataset, kind: str, config: Mapping[str, Any]) -> Table:

@@ -16,7 +16,7 @@ import xarray as xr
 from fastspec.atomic_files import write_atomically
 from fastspec.experiments.results import RunFolder, netcdf
 from fastspec.ops.checks import refuse
-from fastspec.report import Block, markdown, write_figures, write_text
+from fastspec.report import Block, Text, markdown, provenance_table, write_figures, write_text
 
 DPI = 80  # of figures that are kept in git
 
@@ -62,6 +62,19 @@ def joined(folders: Sequence[RunFolder], axes: Collection[str] = ()) -> xr.Datas
         axis, each = "seed", first["seeds"]
         results = [r.assign_coords(seed=range(i * each, (i + 1) * each)) for i, r in enumerate(results)]
     return xr.concat(results, axis, data_vars="different", coords="minimal", compat="equals", join="exact")
+
+
+def records(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """Configuration, provenance and timings of runs, for the summary of their results."""
+    return [{"config": f.config, "provenance": f.provenance, "wall seconds": f.timings()} for f in folders]
+
+
+def made_with(folders: Sequence[RunFolder], command: str) -> list[Block]:
+    """The command of several runs, the time they took, and where the first is from."""
+    took = sum(seconds for f in folders for parts in f.timings().values() for seconds in parts.values())
+    runs = "one run" if len(folders) == 1 else f"{len(folders)} runs"
+    text = f"`{command}`, {runs}, {took / 60:.1f} minutes in all, on busy cores."
+    return [Text(text), provenance_table(folders[0].provenance)]
 
 
 def summary(results: xr.Dataset, record: Any) -> xr.Dataset:

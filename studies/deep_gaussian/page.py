@@ -9,8 +9,9 @@ import xarray as xr
 
 from fastspec.deep_report import deep_blocks
 from fastspec.experiments.results import RunFolder
-from fastspec.report import Block, Heading, Table, Text, provenance_table
+from fastspec.report import Block, Heading, Table, Text
 from studies.deep_gaussian.published import LUCK_MATTERS, STUDENT_SPECIALIZATION, Reading
+from studies.files import made_with
 
 ABOUT = """Deep ReLU students learn the outputs of separated teachers from Gaussian inputs, by plain SGD. The layer \
 score is the mean over the teacher nodes of a hidden layer of the largest correlation with a student node, \
@@ -75,9 +76,7 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
         blocks += deep_blocks(found, config, f"{name}-")[1:]  # without its heading
     blocks.append(Heading("Made with"))
     for name, several in folders.items():
-        took = sum(seconds for f in several for parts in f.timings().values() for seconds in parts.values())
-        command = f"`{PARTS[name].command}`, {len(several)} runs, {took / 60:.1f} minutes in all, on busy cores."
-        blocks += [Text(command), provenance_table(several[0].provenance)]
+        blocks += made_with(several, PARTS[name].command)
     return blocks
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import xarray as xr
 
 from fastspec.experiments.results import RunFolder
-from studies.files import summary
+from studies.files import records, summary
 
 OF_RUN = ("loss", "loss_train", "layer_score", "constant_teachers", "constant_students", "diverged_step")
 OF_NODES = ("best_correlation", "best_student", "max_correlation", "strength")
@@ -23,5 +23,4 @@ def kept(results: xr.Dataset, folders: Sequence[RunFolder]) -> xr.Dataset:
     arrays: dict[str, xr.DataArray] = {name: results[name] for name in (*OF_RUN, *OF_TEACHERS)}
     arrays["rank"] = results["rank"].mean("teacher")
     arrays |= {f"final_{name}": last[name] for name in OF_NODES}
-    record = [{"config": f.config, "provenance": f.provenance, "wall seconds": f.timings()} for f in folders]
-    return summary(xr.Dataset(arrays), record)
+    return summary(xr.Dataset(arrays), records(folders))

@@ -70,6 +70,13 @@ def test_more_samples_generalise_better(tmp_path):
     assert (many.layer_score > 0.99).all()
 
 
+def test_teachers_are_tuned_unless_asked_otherwise():
+    for tuned in (True, False):
+        job = SampleComplexity(evaluation_samples=200, tuned=tuned).jobs()[0]
+        active = [(h > 0).sum(0) for h in job.teacher().activations(job.inputs(200, HELD_OUT_SEED))]
+        assert all(((count - 100).abs() <= 1).all() for count in active) is tuned
+
+
 def scores(values):
     """Results of one kind, multiple and layer from layer scores [seed, samples] for 300, 100 and 200 samples."""
     table = np.asarray(values)[None, None, :, None, :]
