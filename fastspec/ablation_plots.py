@@ -68,9 +68,8 @@ def changed_scores(results: xr.Dataset) -> Figure:
                 colour = look(list(FACTORS.values()).index(what))["color"]
                 values = change.sel(layer=layer).values
                 ax.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.4, markersize=3)
-                ax.plot(
-                    [np.nanmean(values)] if np.isfinite(values).any() else [], [place], "|", color=colour, ms=11, mew=2
-                )
+                if np.isfinite(values).any():
+                    ax.plot(np.nanmean(values), place, "|", color=colour, markersize=11, markeredgewidth=2)
             threshold_line(ax, 0.0, vertical=True)
             ax.set(title=f"hidden layer {layer}")
         axes[0, 0].set_yticks(places, [f"{what} {value}" for what, value, _ in found])

@@ -63,7 +63,7 @@ def _table(
     rows = []
     for labels, cell in cells:
         final = cell.isel(epoch=-1)
-        scores = [_mean(final.layer_score.sel(layer=layer).values, "{:.3f}") for layer in layers]
+        scores = [_mean(final.layer_score.sel(layer=layer).values, "{:.4f}") for layer in layers]
         best = final.best_correlation.values
         known = best[np.isfinite(best)]
         covered = f"{100 * (known > THRESHOLD).mean():.0f}%" if known.size else "–"

@@ -76,14 +76,14 @@ def needed_table(results: xr.Dataset, threshold: float) -> Table:
     rows = []
     for kind in results.kind.values:
         for multi in results.multi.values:
-            cells = [_spread(needed.sel(kind=kind, multi=multi, layer=layer).values) for layer in needed.layer.values]
+            cells = [spread(needed.sel(kind=kind, multi=multi, layer=layer).values) for layer in needed.layer.values]
             rows.append([KINDS[kind], f"{multi}×", *cells])
     title = f"Distinct samples from which on the layer score is {threshold:g} or more, median and range over seeds"
     columns = ("samples", "width", *(f"layer {layer}" for layer in results.layer.values))
     return Table(title, columns, rows)
 
 
-def _spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray) -> str:
     """Median and range; values that are not known count as larger than all others."""
     known, unknown = np.sort(values[np.isfinite(values)]), int((~np.isfinite(values)).sum())
     if not known.size:
@@ -91,8 +91,8 @@ def _spread(values: np.ndarray) -> str:
     every = np.concatenate([known, np.full(unknown, np.inf)])
     middle = float(np.median(every))
     text = f"{middle:.0f}" if np.isfinite(middle) else "–"
-    spread = " … ".join(dict.fromkeys((f"{known[0]:.0f}", f"{known[-1]:.0f}")))
-    return f"{text} ({spread}" + (f", never {unknown} of {len(every)})" if unknown else ")")
+    ends = " … ".join(dict.fromkeys((f"{known[0]:.0f}", f"{known[-1]:.0f}")))
+    return f"{text} ({ends}" + (f", never {unknown} of {len(every)})" if unknown else ")")
 
 
 def _table(results: xr.Dataset, kind: str, config: Mapping[str, Any]) -> Table:

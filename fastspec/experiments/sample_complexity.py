@@ -123,8 +123,8 @@ class SampleComplexity(Experiment):
     def _deep(self) -> Deep:
         return Deep(
             hidden=self.hidden, inputs=self.inputs, outputs=self.outputs, teacher_seed=self.teacher_seed,
-            weight_set=STUDENT_SPECIALIZATION, tuned=self.tuned, multi=self.multi, seeds=self.seeds, samples=self.samples,
-            evaluation_samples=self.evaluation_samples, data_std=self.data_std, steps=self.steps,
+            weight_set=STUDENT_SPECIALIZATION, tuned=self.tuned, multi=self.multi, seeds=self.seeds,
+            samples=self.samples, evaluation_samples=self.evaluation_samples, data_std=self.data_std, steps=self.steps,
             batch_size=self.batch_size, lr=self.lr, measure_every=self.steps, dtype=self.dtype,
         )  # fmt: skip
 

@@ -14,8 +14,8 @@ TITLE = "Few and many samples, Gaussian and about boundaries"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.sample_complexity", description=__doc__)
-    for name, part in PARTS.items():
-        about = f"folders of runs of `{part.command}`, one for each teacher"
+    for name, command in PARTS.items():
+        about = f"folders of runs of `{command}`, one for each teacher"
         parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", dest=name, help=about)
     answer(
         parser,

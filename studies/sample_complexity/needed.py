@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+
+from fastspec.experiments.results import RunFolder
 
 
 class Ratio(NamedTuple):
@@ -53,3 +56,11 @@ def difference(results: xr.Dataset, **at: int) -> Difference:
     both = (one.sel(kind="boundary") - one.sel(kind="gaussian")).values
     both = both[np.isfinite(both)]
     return Difference(float(both.mean()), float(both.std(ddof=1)), int((both > 0).sum()), len(both))
+
+
+def matched(folders: Sequence[RunFolder], others: Sequence[RunFolder]) -> xr.Dataset:
+    """The results of runs for the teachers and seeds of other runs, in their order."""
+    by_teacher = {folder.config["teacher_seed"]: folder for folder in folders}
+    each = others[0].config["seeds"]
+    results = [by_teacher[other.config["teacher_seed"]].results().isel(seed=slice(each)) for other in others]
+    return xr.concat([r.assign_coords(seed=range(i * each, (i + 1) * each)) for i, r in enumerate(results)], "seed")

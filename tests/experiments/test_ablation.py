@@ -153,9 +153,9 @@ def test_a_student_that_diverges_is_reported(tiny_ablation, tmp_path, capsys):
         "outputs": (6,),
         "data_std": (1.0,),
     }
-    results = replace(tiny_ablation, lr=(0.3, 1e6), **one).run(tmp_path)
+    results = replace(tiny_ablation, lr=(0.3, 1e6, 0.1), **one).run(tmp_path)
     assert (results.diverged_step.sel(cell=1) >= 0).all() and (results.diverged_step.sel(cell=0) == -1).all()
     assert results.layer_score.sel(cell=1).isel(epoch=-1).isnull().all()
     assert main(["report", str(tmp_path)]) == 0
     assert "diver" in capsys.readouterr().out
-    assert [path.stem for path in (tmp_path / "figures").iterdir()] == ["lr"]
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"changes", "lr"}
