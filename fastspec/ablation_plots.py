@@ -38,10 +38,8 @@ def slices(results: xr.Dataset, factor: str) -> list[tuple[str, xr.Dataset]]:
     cells = [results.isel(cell=i) for i in np.flatnonzero(same)]
     if results[factor].dtype.kind in "if":
         cells.sort(key=lambda cell: float(cell[factor]))
-    if len(cells) == 1:
-        return [(shown(factor, base[factor].item()), base)]
-    mark = {0: " (base)"}
-    return [(shown(factor, cell[factor].item()) + mark.get(int(cell.cell), ""), cell) for cell in cells]
+    marks = [" (base)" if len(cells) > 1 and int(cell.cell) == 0 else "" for cell in cells]
+    return [(shown(factor, cell[factor].item()) + mark, cell) for cell, mark in zip(cells, marks, strict=True)]
 
 
 def changes(results: xr.Dataset) -> list[tuple[str, str, xr.DataArray]]:

@@ -11,8 +11,8 @@ from fastspec.ablation_plots import FACTORS, changes, shown
 from fastspec.ablation_report import ablation_blocks
 from fastspec.experiments.results import RunFolder
 from fastspec.report import Block, Heading, Table, Text
+from studies.ablation import text
 from studies.ablation.claims import CLAIMS, final
-from studies.ablation.text import CLAIMED, INPUTS, NOT_TESTED, QUESTION, answer, norm, pace
 from studies.files import made_with
 
 ONE = "--outputs 100 --multi 5 --batch-size 64"
@@ -32,30 +32,30 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
     config = folders["single"][0].config
     hidden = "-".join(map(str, config["hidden"]))
     blocks: list[Block] = [
-        Text(QUESTION.format(hidden=hidden, inputs=config["inputs"])),
+        Text(text.QUESTION.format(hidden=hidden, inputs=config["inputs"])),
         Heading("Answer"),
-        Text(answer(results["single"])),
+        Text(text.answer(results["single"])),
         changes_table(results["single"]),
         Heading("What the authors say"),
-        Text(CLAIMED),
+        Text(text.CLAIMED),
         Table(
             "Claims about the layer score at the end",
             ("claim", "better", "worse", "difference, range over seeds", "seeds", ""),
             [claim.row(results[claim.part]) for claim in CLAIMS],
         ),
         Heading("Width, batch size and learning rate"),
-        Text(pace(results["pace"])),
+        Text(text.pace(results["pace"])),
         pace_table(results["pace"]),
         Heading("Batch norm and learning rate"),
-        Text(norm(results["single"], results["norm"])),
+        Text(text.norm(results["single"], results["norm"])),
         pair_table(results["norm"], "batch_norm", "lr"),
         Heading("Inputs, teachers and learning rate"),
-        Text(INPUTS),
+        Text(text.INPUTS),
         *(pair_table(results["inputs"], "data_std", "lr", teacher=kind) for kind in ("tuned", "separated")),
         Heading("One change at a time"),
         *ablation_blocks(results["single"], config)[1:],
         Heading("Not tested"),
-        Text(NOT_TESTED.format(epochs=config["epochs"])),
+        Text(text.NOT_TESTED.format(epochs=config["epochs"])),
         Heading("How it was made"),
     ]
     for name, several in folders.items():

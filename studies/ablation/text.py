@@ -22,9 +22,9 @@ ends at {base:.3f}. What changes it most is how far students come in the {epochs
 256 and {slow:.3f} at a rate of 0.02, but {small:.3f} with batches of 16 and {fast:.3f} at 0.3. Width matters as much: \
 students of the teacher's own width end at {x1:.3f}, twice as wide ones at {x2:.3f}, ten times as wide ones at \
 {x10:.3f}. Fewer outputs are worse ({c30:.3f} with 30, {c10:.3f} with 10), and so are inputs of smaller standard \
-deviation ({std3:.3f} with 3, {std1:.3f} with 1) and teachers that are not tuned ({separated:.3f}). A teacher with \
-uniform weights ({random:.3f}) and batch norm (before the ReLU {before:.3f}, after it {after:.3f}) change less than \
-another seed does. The lowest layer is hardly touched by anything: in all settings but 1× it ends at {lowest:.4f} or \
+deviation ({std3:.3f} with 3, {std1:.3f} with 1) and teachers that are not tuned ({separated:.3f}). On a teacher \
+with uniform weights ({random:.3f}) and on batch norm (before the ReLU {before:.3f}, after it {after:.3f}) the seeds \
+do not agree. The lowest layer is hardly touched by anything: in all settings but 1× it ends at {lowest:.4f} or \
 more."""
 PACE = """All students see the same samples, so that the learning rate over the batch size says how far they come. As \
 this quotient grows the score of every width grows, whichever of the two is changed, until it is too large (batches of \

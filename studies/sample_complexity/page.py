@@ -13,19 +13,8 @@ from fastspec.report import Block, Heading, Picture, Table, Text
 from fastspec.sample_complexity_plots import KINDS, coverage_by_samples, losses_by_samples, scores_by_samples
 from fastspec.sample_complexity_report import samples_needed, spread
 from studies.files import made_with
+from studies.sample_complexity import text
 from studies.sample_complexity.needed import difference, matched, ratio
-from studies.sample_complexity.text import (
-    COVERAGE,
-    LONG,
-    LOSSES,
-    NEAR,
-    NOT_TESTED,
-    PAPER,
-    QUESTION,
-    SCORES,
-    answer,
-    middle,
-)
 
 NEEDED = "Distinct samples from which on the layer score is {:g} or more"
 COMMAND = "fastspec sample-complexity --teacher-seed 0 --seeds 2"
@@ -43,26 +32,26 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
     threshold, outputs = config["threshold"], config["outputs"]
     deep, two = results["deep"], results["two-layer"]
     return [
-        Text(QUESTION.format(**config, distance=_distance(config))),
+        Text(text.QUESTION.format(**config, nodes="-".join(map(str, config["hidden"])), distance=_distance(config))),
         Heading("Answer"),
-        Text(answer(deep, threshold)),
+        Text(text.answer(deep, two, threshold)),
         ratio_table({"two hidden layers": deep, "one hidden layer": two}, threshold),
         Heading("What the paper says"),
-        Text(PAPER),
+        Text(text.PAPER),
         Heading("Two hidden layers"),
         seeds_table(deep, threshold),
         differences_table(deep),
-        Picture("scores", SCORES.format(threshold), scores_by_samples(deep, threshold)),
-        Picture("coverage", COVERAGE.format(threshold), coverage_by_samples(deep, threshold)),
-        Picture("losses", LOSSES, losses_by_samples(deep, outputs)),
+        Picture("scores", text.SCORES.format(threshold), scores_by_samples(deep, threshold)),
+        Picture("coverage", text.COVERAGE.format(threshold), coverage_by_samples(deep, threshold)),
+        Picture("losses", text.LOSSES, losses_by_samples(deep, outputs)),
         Heading("One hidden layer"),
         seeds_table(two, threshold),
         differences_table(two),
-        Picture("two-layer-scores", SCORES.format(threshold), scores_by_samples(two, threshold)),
+        Picture("two-layer-scores", text.SCORES.format(threshold), scores_by_samples(two, threshold)),
         Heading("Why, and what it depends on"),
         *_settings(folders, results, threshold),
         Heading("Not tested"),
-        Text(NOT_TESTED),
+        Text(text.NOT_TESTED),
         Heading("How it was made"),
         *(block for name, several in folders.items() for block in made_with(several, PARTS[name])),
     ]
@@ -77,7 +66,7 @@ def ratio_table(parts: Mapping[str, xr.Dataset], threshold: float) -> Table:
             for multi in needed.multi.values:
                 gaussian, boundary = (needed.sel(kind=k, layer=layer, multi=multi) for k in ("gaussian", "boundary"))
                 found = ratio(boundary, gaussian)
-                middles = [_count(middle(table.values)) for table in (gaussian, boundary)]
+                middles = [_count(text.middle(table.values)) for table in (gaussian, boundary)]
                 fewer = f"{found.fewer} of {len(found.values)}"
                 rows.append([f"{part}, layer {layer}, {multi}×", *middles, str(found), fewer])
     columns = ("students", "Gaussian", "about boundaries", "ratio, median and range", "students that need fewer")
@@ -122,7 +111,7 @@ def _settings(
     here, near = (_distance(folders[name][0].config) for name in ("deep", "near"))
     columns = {"near": (f"{here} away", f"{near} away"), "long": ("steps as above", "four times as many")}
     blocks: list[Block] = []
-    for name, text in (("near", NEAR), ("long", LONG)):
+    for name, remark in (("near", text.NEAR), ("long", text.LONG)):
         other = results[name]
         same = matched(folders["deep"], folders[name]).sel(multi=other.multi, samples=other.samples)
         tables = [samples_needed(one, threshold) for one in (same, other)]
@@ -131,7 +120,7 @@ def _settings(
             at = {"layer": layer, "multi": multi, "kind": kind}
             cells = [spread(one.sel(at).values) if kind in one.kind.values else "" for one in tables]
             rows.append([f"layer {layer}, {multi}×, {KINDS[kind]}", *cells])
-        blocks.append(Text(text.format(seeds=len(other.seed), near=near)))
+        blocks.append(Text(remark.format(seeds=len(other.seed), near=near, std=folders["deep"][0].config["data_std"])))
         blocks.append(Table(NEEDED.format(threshold) + ", median and range", ("students", *columns[name]), rows))
     return blocks
 

@@ -10,29 +10,29 @@ from studies.sample_complexity.needed import difference, ratio
 
 QUESTION = """How many distinct samples does a student need before its hidden nodes become those of its teacher, and \
 does it need fewer where the samples lie about the boundaries of the teacher's nodes? Students learn separated, tuned \
-teachers with {hidden} hidden nodes, {inputs} inputs and {outputs} outputs from N distinct samples, {steps:,} SGD \
+teachers with {nodes} hidden nodes, {inputs} inputs and {outputs} outputs from N distinct samples, {steps:,} SGD \
 steps of {batch_size} whatever N. The samples are Gaussian, or triples: a point on the boundary of a node of the \
-lowest layer, and one on each side of it along the node's weights, {distance} away, all \
-scaled to one norm (the teacher-aware samples of the authors' code). Both kinds of students are measured on the same \
-held-out Gaussian samples. The layer score is the mean over teacher nodes of the largest correlation with a student \
-node; N is enough where the score is {threshold:g} or more for it and all larger numbers. Seeds 2t and 2t + 1 are two \
-students of teacher t; students of the two kinds start from the same weights."""
+lowest layer, and one on each side of it along the node's weights, {distance} away, all scaled to one norm (the \
+teacher-aware samples of the authors' code). Both kinds of students are measured on the same held-out Gaussian \
+samples. The layer score is the mean over teacher nodes of the largest correlation with a student node; N is enough \
+where the score is {threshold:g} or more for it and all larger numbers. Seeds 2t and 2t + 1 are two students of \
+teacher t; students of the two kinds start from the same weights."""
 ANSWER = """Gaussian samples are as good. In the lowest of two hidden layers, half of the students have enough with \
 {g2:.0f} Gaussian samples at 2× and {g5:.0f} at 5×, and with {b2:.0f} and {b5:.0f} about boundaries; student by \
-student, the number about boundaries is {r2:.2f} and {r5:.2f} of the Gaussian one in the middle. The kind matters only \
-where neither suffices: with {least} samples those about boundaries put the lowest layer ahead by {d2:+.3f} at 2× and \
-{d5:+.3f} at 5×, in {k2} and {k5} of {students} students. Wider students need more samples for the lowest layer, \
-{g5:.0f} at 5× where {g2:.0f} do at 2×, but at 5× they get the upper layer with hardly more, and students of the \
-teacher's own width often never get it, whatever N."""
+student, the number about boundaries is {r2:.2f} and {r5:.2f} times the Gaussian one (medians), and {t2:.2f} and \
+{t5:.2f} times with one hidden layer. The kind matters only where neither suffices: with {least} samples those about \
+boundaries put the lowest layer ahead by {d2:+.3f} at 2× and {d5:+.3f} at 5×, in {k2} and {k5} of {students} \
+students. Wider students need more samples for the lowest layer, {g5:.0f} at 5× where {g2:.0f} do at 2×, but at 5× \
+they get the upper layer with hardly more, and students of the teacher's own width often never get it, whatever N."""
 PAPER = """Student Specialization (Tian, ICML 2020, arXiv 1909.13458) proves, for one hidden layer, that a number of \
 samples polynomial in width and input dimension suffices, for data that have been augmented about boundaries; the \
 number includes what the augmentation adds. It is a bound from above and does not say that other samples need more. \
 That samples about boundaries do with fewer, as one might take from it, is not found here, with one hidden layer as \
 little as with two."""
-NEAR = """The points of a triple must not be too close. Two to four away is further than Gaussian samples are from a \
-boundary (1.5 on average, in the same units); {near} away, where the boundary itself is shown best, students need more \
-samples: the three points of a triple are then nearly one, and count as such. ({seeds} students, the same in both \
-columns.)"""
+NEAR = """The points of a triple must not be too close. Two to four away is further than most Gaussian samples are \
+from a boundary (they have a standard deviation of {std:g}); {near} away, where the boundary itself is shown best, \
+students need more samples: the three points of a triple are then nearly one, and count as such. ({seeds} students, \
+the same in both columns.)"""
 LONG = """More steps change little at 5×, so that it is the samples that are short, not the time. ({seeds} students, \
 the same in both columns.)"""
 NOT_TESTED = """Other dimensions and widths (the bound's powers of them), other teachers than tuned ones, data that \
@@ -43,17 +43,24 @@ COVERAGE = "Share of teacher nodes with a student node above {:g} at the end aga
 LOSSES = "Squared difference of teacher and student at the end, averaged over held-out samples and outputs."
 
 
-def answer(deep: xr.Dataset, threshold: float) -> str:
-    """The answer, from the runs with two hidden layers."""
-    needed = samples_needed(deep, threshold).sel(layer=1)
+def answer(deep: xr.Dataset, two: xr.Dataset, threshold: float) -> str:
+    """The answer, from the runs with two hidden layers and with one."""
     least = int(deep.samples.min())
     found: dict[str, float] = {"least": least, "students": len(deep.seed)}
     for multi in (2, 5):
-        gaussian, boundary = (needed.sel(kind=kind, multi=multi) for kind in ("gaussian", "boundary"))
+        gaussian, boundary = _lowest(deep, multi, threshold)
         few = difference(deep, samples=least, multi=multi, layer=1)
         found |= {f"g{multi}": middle(gaussian.values), f"b{multi}": middle(boundary.values)}
         found |= {f"r{multi}": ratio(boundary, gaussian).middle, f"d{multi}": few.mean, f"k{multi}": few.better}
+        gaussian, boundary = _lowest(two, multi, threshold)
+        found[f"t{multi}"] = ratio(boundary, gaussian).middle
     return ANSWER.format(**found)
+
+
+def _lowest(results: xr.Dataset, multi: int, threshold: float) -> tuple[xr.DataArray, xr.DataArray]:
+    """Samples needed for the lowest layer at a multiple, Gaussian ones and ones about boundaries."""
+    needed = samples_needed(results, threshold).sel(layer=1, multi=multi)
+    return needed.sel(kind="gaussian"), needed.sel(kind="boundary")
 
 
 def middle(values: np.ndarray) -> float:

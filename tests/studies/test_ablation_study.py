@@ -17,6 +17,7 @@ from studies import ablation
 from studies.ablation.__main__ import main
 from studies.ablation.claims import CLAIMS, Claim, final
 from studies.ablation.page import PARTS
+from studies.ablation.text import answer, pace
 
 FOLDER = Path(ablation.__file__).parent
 SINGLE = Ablation(hidden=(3, 4), inputs=5, samples=256, evaluation_samples=40, epochs=1)
@@ -95,3 +96,32 @@ def test_a_claim_is_found_where_all_seeds_agree(wide, verdict):
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: folder: got .*without config.json"):
         main([f"--{name}={tmp_path}" for name in PARTS])
+
+
+def test_the_committed_page_says_what_its_arrays_say():
+    page = (FOLDER / "README.md").read_text()
+    parts = {name: xr.load_dataset(FOLDER / f"summary-{name}.nc") for name in PARTS}
+    single = parts["single"]
+    assert single.seed.size == 3 and single.epoch.values[-1] == 40 and (single.diverged_step == -1).all()
+    assert answer(single) in page and pace(parts["pace"]) in page
+
+    def change(**values):
+        return (final(single, **values) - final(single)).values
+
+    factors = {"lr": (0.02,), "multi": (1, 2, 10), "outputs": (30, 10), "data_std": (3.0, 1.0), "batch_size": (256,)}
+    for name, values in {**factors, "teacher": ("separated",)}.items():
+        assert all((change(**{name: value}) < 0).all() for value in values)
+    assert (change(batch_size=16) > 0).all() and (change(lr=0.3) > 0).all()
+    for open_ in ({"batch_norm": "before"}, {"batch_norm": "after"}, {"teacher": "random"}):
+        assert len(set(np.sign(change(**open_)))) == 2
+    order = ((256, 0.1), (256, 0.3), (64, 0.1), (64, 0.3), (16, 0.1), (16, 0.3))
+    scores = {
+        m: [float(final(parts["pace"], multi=m, batch_size=b, lr=lr).mean()) for b, lr in order] for m in (1, 2, 5, 10)
+    }
+    assert all((np.diff(s[:-1]) > 0).all() and s[-1] < s[-2] for s in scores.values())
+    assert min(scores, key=lambda m: scores[m][-1] - scores[m][-2]) == 1
+    assert scores[1][-2] < 0.95 < 0.99 < scores[2][-2]
+    assert [claim.row(parts[claim.part])[-1] for claim in CLAIMS] == [
+        "found", "found", "found", "found", "the contrary", "found", "found", "found", "the contrary"
+    ]  # fmt: skip
+    assert all(path.stat().st_size < 300_000 for path in FOLDER.rglob("*") if path.is_file())

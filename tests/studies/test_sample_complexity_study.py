@@ -17,11 +17,12 @@ from studies import sample_complexity
 from studies.sample_complexity.__main__ import main
 from studies.sample_complexity.needed import difference, ratio
 from studies.sample_complexity.page import PARTS
+from studies.sample_complexity.text import answer
 
 FOLDER = Path(sample_complexity.__file__).parent
 DEEP = SampleComplexity(
-    hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2, 5), seeds=2, samples=(20, 60, 200), evaluation_samples=80, steps=200,
-    batch_size=10, lr=0.3, threshold=0.8,
+    hidden=(3, 4), inputs=5, outputs=6, multi=(1, 2, 5), seeds=2, samples=(20, 60, 200), evaluation_samples=80,
+    steps=200, batch_size=10, lr=0.3, threshold=0.8,
 )  # fmt: skip
 OPTIONS = {
     "deep": DEEP,
@@ -98,3 +99,27 @@ def test_ratios_and_differences_are_of_the_same_student():
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: folder: got .*without config.json"):
         main([f"--{name}={tmp_path}" for name in PARTS])
+
+
+def test_the_committed_page_says_what_its_arrays_say():
+    page = (FOLDER / "README.md").read_text()
+    parts = {name: xr.load_dataset(FOLDER / f"summary-{name}.nc") for name in PARTS}
+    deep, two = parts["deep"], parts["two-layer"]
+    assert deep.seed.size == two.seed.size == 8 and all((part.diverged_step == -1).all() for part in parts.values())
+    assert answer(deep, two, 0.95) in page
+    needed = samples_needed(deep, 0.95)
+    gaussian, boundary = (needed.sel(kind=kind, multi=[2, 5]) for kind in ("gaussian", "boundary"))
+    assert (abs((boundary / gaussian).median("seed") - 1) < 0.1).all()
+    for multi in (2, 5):
+        few = difference(deep, samples=64, multi=multi, layer=1)
+        assert few.better == few.students == 8 and few.mean > 0.04
+        found = ratio(*(samples_needed(two, 0.95).sel(kind=k, multi=multi, layer=1) for k in ("boundary", "gaussian")))
+        assert abs(found.middle - 1) < 0.15
+    lowest, upper = (gaussian.sel(layer=layer).median("seed") for layer in (1, 2))
+    assert lowest.sel(multi=5) > 1.3 * lowest.sel(multi=2) and upper.sel(multi=5) < 1.2 * lowest.sel(multi=5)
+    assert needed.sel(multi=1, layer=2).isnull().sum() >= 3
+    near = samples_needed(parts["near"], 0.95).sel(kind="boundary", layer=1, multi=[2, 5])
+    assert (near.median("seed") > 2 * boundary.sel(layer=1, seed=near.seed).median("seed")).all()
+    long = samples_needed(parts["long"], 0.95).sel(multi=5)
+    assert (abs(long / needed.sel(multi=5, seed=long.seed) - 1) < 0.2).all()
+    assert all(path.stat().st_size < 300_000 for path in FOLDER.rglob("*") if path.is_file())
