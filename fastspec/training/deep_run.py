@@ -133,7 +133,7 @@ class Run:
                     if self.over:
                         break
                     until = self._until(TOGETHER if self.group else pace.steps, checkpoint_every)
-                    with pace:
+                    with pace(until - state.step):
                         self._advance(until)
                     late = time.monotonic() - saved > CHECKPOINT_SECONDS
                     due = late if checkpoint_every is None else state.step % checkpoint_every == 0

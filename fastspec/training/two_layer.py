@@ -27,7 +27,6 @@ Report = Callable[[int, int], object]
 LIMIT = 1e8  # a batch loss this many times the loss of a student that answers 0 counts as divergence
 CALL_SECONDS = 0.4  # aimed length of one call of the op, after which Ctrl-C is heard
 CHECKPOINT_SECONDS = 30.0
-MOST_STEPS = 10**9  # of a call: snapshots and epochs may keep calls short for ever
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def train_two_layer(
                 until = min([state.step + pace.steps, steps, *(s for s in stops if s > state.step)])
                 if checkpoint_every is not None:
                     until = min(until, (state.step // checkpoint_every + 1) * checkpoint_every)
-                with pace:
+                with pace(until - state.step):
                     ahead = advance(state, until)
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)  # so that the pace is that of the GPU, and Ctrl-C is heard
@@ -251,14 +250,21 @@ def _in_shares(
 
 
 class Pace:
-    """How many steps to make in one call of the op, which takes about `CALL_SECONDS`; no result depends on it."""
+    """How many steps to make in one call of the op, which takes about `CALL_SECONDS`; no result depends on it.
+
+    `with pace(steps):` goes around a call that makes so many, fewer where a snapshot or an epoch ends.
+    """
 
     def __init__(self) -> None:
         self.steps, self._start = 1, 0.0
+
+    def __call__(self, steps: int) -> Pace:
+        self.steps = steps
+        return self
 
     def __enter__(self) -> None:
         self._start = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         seconds = max(time.monotonic() - self._start, 1e-6)
-        self.steps = max(1, int(min(MOST_STEPS, self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds)))))
+        self.steps = max(1, int(self.steps * min(4.0, max(0.25, CALL_SECONDS / seconds))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -145,6 +146,19 @@ def test_short_epochs_of_fixed_data_are_trained_together(monkeypatch):
         assert sum(calls) == 401
     assert torch.equal(found["fixed"][0], found["fresh"][0]) and torch.equal(found["fixed"][1], found["fresh"][1])
     assert found["fresh"][2] >= 201 and found["fixed"][2] < 100
+
+
+def test_a_call_is_at_most_four_times_as_long_as_the_last(monkeypatch):
+    """Also after snapshots that have kept calls short."""
+    calls, whole = [], updates.mlp_sgd_step
+
+    def counted(*args, **options):
+        calls.append(options["indices"].shape[-2])
+        return whole(*args, **options)
+
+    monkeypatch.setattr(updates, "mlp_sgd_step", counted)
+    train(mlp(4, seed=9), mlp(), inputs(), steps=700, batch_size=5, snapshots=range(40))
+    assert sum(calls) == 700 and max(b / a for a, b in pairwise(calls)) <= 4
 
 
 def test_fresh_data_each_epoch():
