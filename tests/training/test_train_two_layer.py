@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -250,6 +251,15 @@ def test_the_length_of_calls_changes_nothing(problem, monkeypatch, batches):
     whole = train_two_layer(teacher, students, x, **options)
     monkeypatch.setattr(module, "CALL_SECONDS", 0.0)
     assert_equal(whole.population, train_two_layer(teacher, students, x, **options).population)
+
+
+def test_a_call_is_at_most_four_times_as_long_as_the_last(problem):
+    """Also after snapshots that have kept calls short."""
+    done = []
+    options = {"steps": 700, "snapshots": range(40), "on_snapshot": lambda *_: None}
+    train_two_layer(*problem, **options, progress=lambda step, steps: done.append(step))
+    calls = [b - a for a, b in pairwise([0, *done])]
+    assert sum(calls) == 700 and max(b / a for a, b in pairwise(calls)) <= 4
 
 
 def test_a_diverged_student_is_reported(problem):
