@@ -17,13 +17,14 @@ from studies.files import made_with
 
 ONE = "--outputs 100 --multi 5 --batch-size 64"
 PARTS = {
-    "single": "fastspec ablation --teacher-seed 0",
-    "pace": "fastspec ablation --teacher-seed 0 --teacher tuned --outputs 100 --data-std 10 --batch-norm none --multi "
+    "single": "fastspec ablation",
+    "pace": "fastspec ablation --teacher tuned --outputs 100 --data-std 10 --batch-norm none --multi "
     "5 1 2 10 --batch-size 64 16 256 --lr 0.1 0.3 --every-combination",
-    "norm": f"fastspec ablation --teacher-seed 0 {ONE} --teacher tuned --data-std 10 --batch-norm none before after "
+    "norm": f"fastspec ablation {ONE} --teacher tuned --data-std 10 --batch-norm none before after "
     "--lr 0.3 1.0 --every-combination",
-    "inputs": f"fastspec ablation --teacher-seed 0 {ONE} --batch-norm none --teacher tuned separated --data-std 10 1 "
+    "inputs": f"fastspec ablation {ONE} --batch-norm none --teacher tuned separated --data-std 10 1 "
     "--lr 0.1 0.3 1.0 --every-combination",
+    "rates": f"fastspec ablation {ONE} --batch-norm none --teacher separated --data-std 1 --lr 3.0 10.0 30.0",
 }
 
 
@@ -50,13 +51,15 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
         Text(text.norm(results["single"], results["norm"])),
         pair_table(results["norm"], "batch_norm", "lr"),
         Heading("Inputs, teachers and learning rate"),
-        Text(text.INPUTS),
+        Text(text.inputs(results["inputs"], results["rates"])),
         *(pair_table(results["inputs"], "data_std", "lr", teacher=kind) for kind in ("tuned", "separated")),
+        pair_table(results["rates"], "data_std", "lr", teacher="separated"),
         Heading("One change at a time"),
         *ablation_blocks(results["single"], config)[1:],
         Heading("Not tested"),
         Text(text.NOT_TESTED.format(epochs=config["epochs"])),
         Heading("How it was made"),
+        Text("Several runs of one command differ in `--teacher-seed`, which counts from 0."),
     ]
     for name, several in folders.items():
         blocks += made_with(several, PARTS[name])

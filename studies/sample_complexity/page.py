@@ -17,7 +17,7 @@ from studies.sample_complexity import text
 from studies.sample_complexity.needed import difference, matched, ratio
 
 NEEDED = "Distinct samples from which on the layer score is {:g} or more"
-COMMAND = "fastspec sample-complexity --teacher-seed 0 --seeds 2"
+COMMAND = "fastspec sample-complexity --seeds 2"
 PARTS = {
     "deep": COMMAND,
     "two-layer": f"{COMMAND} --hidden 10 --samples 32 48 64 96 128 192 256 512",
@@ -37,7 +37,7 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
         Text(text.answer(deep, two, threshold)),
         ratio_table({"two hidden layers": deep, "one hidden layer": two}, threshold),
         Heading("What the paper says"),
-        Text(text.PAPER),
+        Text(text.paper(deep, two, threshold)),
         Heading("Two hidden layers"),
         seeds_table(deep, threshold),
         differences_table(deep),
@@ -53,6 +53,7 @@ def page(folders: Mapping[str, Sequence[RunFolder]], results: Mapping[str, xr.Da
         Heading("Not tested"),
         Text(text.NOT_TESTED),
         Heading("How it was made"),
+        Text("Several runs of one command differ in `--teacher-seed`, which counts from 0."),
         *(block for name, several in folders.items() for block in made_with(several, PARTS[name])),
     ]
 

@@ -17,7 +17,7 @@ from studies import ablation
 from studies.ablation.__main__ import main
 from studies.ablation.claims import CLAIMS, Claim, final
 from studies.ablation.page import PARTS
-from studies.ablation.text import answer, pace
+from studies.ablation.text import answer, inputs, pace
 
 FOLDER = Path(ablation.__file__).parent
 SINGLE = Ablation(hidden=(3, 4), inputs=5, samples=256, evaluation_samples=40, epochs=1)
@@ -28,6 +28,7 @@ OPTIONS = {
     "pace": replace(GRID, multi=(5, 1, 2, 10), batch_size=(64, 16, 256), lr=(0.1, 0.3)),
     "norm": replace(GRID, batch_norm=("none", "before"), lr=(0.3, 1.0)),
     "inputs": replace(GRID, teacher=("tuned", "separated"), data_std=(10.0, 1.0), lr=(0.1, 0.3, 1.0)),
+    "rates": replace(GRID, teacher=("separated",), data_std=(1.0,), lr=(3.0, 10.0, 30.0)),
 }
 
 
@@ -104,6 +105,7 @@ def test_the_committed_page_says_what_its_arrays_say():
     single = parts["single"]
     assert single.seed.size == 3 and single.epoch.values[-1] == 40 and (single.diverged_step == -1).all()
     assert answer(single) in page and pace(parts["pace"]) in page
+    assert inputs(parts["inputs"], parts["rates"]) in page
 
     def change(**values):
         return (final(single, **values) - final(single)).values
@@ -121,6 +123,15 @@ def test_the_committed_page_says_what_its_arrays_say():
     assert all((np.diff(s[:-1]) > 0).all() and s[-1] < s[-2] for s in scores.values())
     assert min(scores, key=lambda m: scores[m][-1] - scores[m][-2]) == 1
     assert scores[1][-2] < 0.95 < 0.99 < scores[2][-2]
+    norm = {
+        (n, lr): final(parts["norm"], batch_norm=n, lr=lr) for n in ("none", "before", "after") for lr in (0.3, 1.0)
+    }
+    for name in ("before", "after"):
+        assert (norm["none", 0.3] > norm[name, 0.3]).all() and (norm["none", 1.0] < 0.5).all()
+        assert (abs(norm[name, 1.0] - norm[name, 0.3]) < 0.02).all()
+    slow, large = (final(parts["inputs"], teacher="separated", data_std=std) for std in (1.0, 10.0))
+    fast = final(parts["rates"], lr=10.0)
+    assert (large - fast < 0.05).all() and (large - slow > 0.2).all()
     assert [claim.row(parts[claim.part])[-1] for claim in CLAIMS] == [
         "found", "found", "found", "found", "the contrary", "found", "found", "found", "the contrary"
     ]  # fmt: skip
