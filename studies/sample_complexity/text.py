@@ -23,8 +23,8 @@ student, the number about boundaries is {r2:.2f} and {r5:.2f} times the Gaussian
 {t5:.2f} times with one hidden layer. The kind matters only where neither suffices: with {least} samples those about \
 boundaries put the lowest layer ahead by {d2:+.3f} at 2× and {d5:+.3f} at 5×, in {k2} and {k5} of {students} \
 students. Wider students need more samples for the lowest layer, {g5:.0f} at 5× where {g2:.0f} do at 2×, but at 5× \
-they get the upper layer with hardly more. Students of the teacher's own width often do not get it in these steps, \
-whatever N."""
+they get the upper layer with hardly more. Students of the teacher's own width have no such number: with no node to \
+spare they may miss a teacher node at any N, and their numbers scatter."""
 PAPER = """Student Specialization (Tian, ICML 2020, arXiv 1909.13458) proves, for one hidden layer, that a number of \
 samples polynomial in width and input dimension suffices, for data that have been augmented about boundaries; the \
 number includes what the augmentation adds. It is a bound from above and does not say that other samples need more. \
@@ -35,9 +35,8 @@ NEAR = """The points of a triple must not be too close. Two to four away is furt
 from a boundary (they have a standard deviation of {std:g}); {near} away, where the boundary itself is shown best, \
 students with nodes to spare need more than twice as many samples in the lowest layer, as if the three points of a \
 triple counted little more than one. ({seeds} students, the same in both columns.)"""
-LONG = """At 5× four times as many steps change nothing: it is the samples that are short, not the time. Students of \
-the teacher's own width get further with time, in the upper layer above all; where they did not have enough above, \
-steps were short as well. ({seeds} students, the same in both columns, of up to 512 samples.)"""
+LONG = """Four times as many steps change nothing at 5× and little at 1×: it is the samples that are short, not the \
+time. ({seeds} students, the same in both columns, of up to 512 samples.)"""
 NOT_TESTED = """Other dimensions and widths (the bound's powers of them), other teachers than tuned ones, data that \
 are no Gaussian to begin with, samples about boundaries added to Gaussian ones, the augmentation that knows no \
 teacher, and boundaries of upper layers."""

@@ -114,7 +114,7 @@ def test_the_committed_page_says_what_its_arrays_say():
         few = difference(deep, samples=64, multi=multi, layer=1)
         assert few.better == few.students == 8 and few.mean > 0.04
         found = ratio(*(needed_two.sel(kind=kind, multi=multi, layer=1) for kind in ("boundary", "gaussian")))
-        assert 0.8 < found.middle < 1
+        assert abs(found.middle - 1) < 0.1
     lowest, upper = (gaussian.sel(layer=layer).median("seed") for layer in (1, 2))
     assert lowest.sel(multi=5) > 1.3 * lowest.sel(multi=2) and upper.sel(multi=5) < 1.2 * lowest.sel(multi=5)
     assert needed.sel(multi=1, layer=2).isnull().sum() >= 3
@@ -123,6 +123,5 @@ def test_the_committed_page_says_what_its_arrays_say():
     long = samples_needed(parts["long"], 0.95)
     same = samples_needed(deep.sel(multi=[1, 5], samples=parts["long"].samples, seed=long.seed), 0.95)
     assert (abs(long.sel(multi=5) / same.sel(multi=5) - 1) < 0.05).all()
-    upper = {"multi": 1, "layer": 2}
-    assert long.sel(upper).notnull().all() and same.sel(upper).isnull().sum() >= 2
+    assert (abs(long.sel(multi=1) / same.sel(multi=1) - 1) < 0.25).all()
     assert all(path.stat().st_size < 300_000 for path in FOLDER.rglob("*") if path.is_file())
