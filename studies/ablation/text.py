@@ -27,10 +27,10 @@ with uniform weights ({random:.3f}) and on batch norm (before the ReLU {before:.
 do not agree. The lowest layer is hardly touched by anything: in all settings but 1× it ends at {lowest:.4f} or \
 more."""
 PACE = """All students see the same samples, so that the learning rate over the batch size says how far they come. As \
-this quotient grows the score of every width grows, whichever of the two is changed, until it is too large (batches of \
-16 at a rate of 0.3), where the narrowest students fall furthest. At its best, batches of 16 at 0.1, students of 1×, \
-2×, 5× and 10× end at {x1:.3f}, {x2:.3f}, {x5:.3f} and {x10:.3f}: with time enough twice the teacher's nodes do, and \
-nothing makes up for having only as many nodes as the teacher."""
+this quotient grows the score of every width grows, whichever of the two is changed, until it is too large (batches \
+of 16 at a rate of 0.3), where the narrowest students fall furthest. At its best, batches of 16 at 0.1, students of \
+1×, 2×, 5× and 10× end at {x1:.3f}, {x2:.3f}, {x5:.3f} and {x10:.3f}: with time enough twice the teacher's nodes do, \
+and nothing tried here makes up for having only as many nodes as the teacher."""
 NORM = """At the base's learning rate of 0.1, batch norm before the ReLU ends at {before1:.3f}, after it at \
 {after1:.3f}, none at {none1:.3f} ({seeds} seeds). At 0.3 students without are ahead. What batch norm changes is which \
 rates can be used: at 1 students without it lose their nodes, and those with it learn as well as at 0.3."""
