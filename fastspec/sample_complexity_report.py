@@ -22,7 +22,7 @@ def sample_complexity_blocks(results: xr.Dataset, config: Mapping[str, Any], nam
         Heading("Sample complexity of students"),
         Text(
             f"A teacher with hidden layers {nodes}, {config['inputs']} inputs and {config['outputs']} outputs"
-            f"{', every hidden node active on half of the inputs' if config['tuned'] else ''}. "
+            f"{', every hidden node active on half of the inputs' if config['teacher'] == 'tuned' else ''}. "
             f"Students learned from N distinct samples, {processed:,} samples processed whatever N: Gaussian ones of "
             f"standard deviation {config['data_std']:g}, or points on and beside the boundaries of the teacher's "
             f"lowest layer. All are measured at the end, on {config['evaluation_samples']:,} held-out Gaussian inputs. "

@@ -72,10 +72,10 @@ class SampleComplexity(Experiment):
     """Outputs C."""
     teacher_seed: int = 0
     """Seed of the teacher's weights, drawn from a finite set, no two nodes alike."""
-    tuned: bool = True
-    """Shift the teacher's hidden biases so that each node is active on half of the held-out inputs, and its outputs to
-    mean 0 and variance 1. Otherwise some nodes of upper layers are active on so few inputs that no number of samples
-    shows them."""
+    teacher: Literal["tuned", "separated"] = "tuned"
+    """Biases of the teacher: separated are as drawn; tuned hidden ones are shifted so that each node is active on half
+    of the held-out inputs, and the outputs to mean 0 and variance 1. Where they are not, some nodes of upper layers are
+    active on so few inputs that no number of samples shows them."""
     multi: tuple[int, ...] = (1, 2, 5)
     """Hidden nodes of a student, in multiples of the teacher's."""
     seeds: int = 4
@@ -104,6 +104,8 @@ class SampleComplexity(Experiment):
         for value in self.kind:
             if value not in ("gaussian", "boundary"):
                 refuse("kind", repr(value), "'gaussian' or 'boundary'")
+        if self.teacher not in ("tuned", "separated"):
+            refuse("teacher", repr(self.teacher), "'tuned' or 'separated'")
         check_not_negative("boundary_mean", self.boundary_mean)
         check_not_negative("boundary_sigma", self.boundary_sigma)
         check_integer("steps", self.steps)
@@ -123,7 +125,7 @@ class SampleComplexity(Experiment):
     def _deep(self) -> Deep:
         return Deep(
             hidden=self.hidden, inputs=self.inputs, outputs=self.outputs, teacher_seed=self.teacher_seed,
-            weight_set=STUDENT_SPECIALIZATION, tuned=self.tuned, multi=self.multi, seeds=self.seeds,
+            weight_set=STUDENT_SPECIALIZATION, tuned=self.teacher == "tuned", multi=self.multi, seeds=self.seeds,
             samples=self.samples, evaluation_samples=self.evaluation_samples, data_std=self.data_std, steps=self.steps,
             batch_size=self.batch_size, lr=self.lr, measure_every=self.steps, dtype=self.dtype,
         )  # fmt: skip

@@ -68,6 +68,7 @@ OPTIONS = [
     (Ablation, "seeds", 0),
     (Ablation, "hidden", ()),
     (Ablation, "dtype", "float16"),
+    (SampleComplexity, "teacher", "trained"),
     (SampleComplexity, "kind", ("uniform",)),
     (SampleComplexity, "kind", ("gaussian", "gaussian")),
     (SampleComplexity, "samples", (31,)),

@@ -71,10 +71,10 @@ def test_more_samples_generalise_better(tmp_path):
 
 
 def test_teachers_are_tuned_unless_asked_otherwise():
-    for tuned in (True, False):
-        job = SampleComplexity(evaluation_samples=200, tuned=tuned).jobs()[0]
+    for kind in ("tuned", "separated"):
+        job = SampleComplexity(evaluation_samples=200, teacher=kind).jobs()[0]
         active = [(h > 0).sum(0) for h in job.teacher().activations(job.inputs(200, HELD_OUT_SEED))]
-        assert all(((count - 100).abs() <= 1).all() for count in active) is tuned
+        assert all(((count - 100).abs() <= 1).all() for count in active) is (kind == "tuned")
 
 
 def scores(values):
