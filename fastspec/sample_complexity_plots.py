@@ -72,4 +72,4 @@ def _lines(ax: Axes, results: xr.Dataset, values: xr.DataArray) -> None:
 
 def _dashes(count: int) -> list[tuple[float, tuple[float, ...]]]:
     """Line styles: solid, then dashes that get shorter."""
-    return [(0.0, ()) if not i else (0.0, (8.0 / 3.0 ** (i - 1), 2.0)) for i in range(count)]
+    return [(0.0, ()) if not i else (0.0, (4.0 / 3.0 ** (i - 1), 1.5)) for i in range(count)]
