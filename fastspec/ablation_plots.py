@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastspec.figures import legend, look, panels, threshold_line
+from fastspec.figures import integer_axis, legend, look, panels, threshold_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -89,6 +89,7 @@ def scores_by_epoch(results: xr.Dataset, factor: str) -> Figure:
                 )
             ax.set(title=f"hidden layer {layer}", yscale="log")
             ax.set_xlim(0, int(results.epoch[-1]))
+            integer_axis(ax, len(results.epoch))
         axes[0, 0].set_ylabel("1 − layer score")
         figure.supxlabel("epochs", fontsize=9)
         legend(figure, axes[0, 0], FACTORS[factor])

@@ -120,7 +120,8 @@ def trajectories(results: xr.Dataset, decay: float, threshold: float = 0.95, see
     }
     multis = results.multi.values
     one = results.sel(strength_decay=decay, followed=seed)
-    with panels(3, len(multis), width=2.2, height=1.9, sharex=True, sharey="row") as (figure, axes):
+    width = 1.9 + 2.2 / len(multis)  # the legend takes as much as a panel
+    with panels(3, len(multis), width=width, height=1.9, sharex=True, sharey="row") as (figure, axes):
         for column, multi in enumerate(multis):
             nodes = one.sel(multi=multi)
             matched = (nodes.node_correlation.isel(step=-1) > threshold).values

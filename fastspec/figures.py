@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,22 @@ def corner(ax: Axes, text: str) -> None:
 def threshold_line(ax: Axes, value: float, *, vertical: bool = False) -> None:
     line = ax.axvline if vertical else ax.axhline
     line(value, color="#404040", linewidth=0.7, linestyle=(0, (4, 3)))
+
+
+def amounts_axis(ax: Axes, amounts: Sequence[int] | np.ndarray) -> None:
+    """A logarithmic axis of numbers of things, with ticks at the amounts themselves, as far as they have room."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    ordered = sorted({int(amount) for amount in amounts})
+    room = math.log(ordered[-1] / ordered[0]) / 6
+    ticks = ordered[-1:]
+    for amount in reversed(ordered[:-1]):
+        if math.log(ticks[-1] / amount) >= room:
+            ticks.append(amount)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def integer_axis(ax: Axes, count: int) -> None:

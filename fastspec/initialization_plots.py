@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastspec.figures import MARKERS, PALETTE, legend, panels, threshold_line
+from fastspec.figures import MARKERS, PALETTE, amounts_axis, legend, panels, threshold_line
 from fastspec.theory import norms
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def errors(results: xr.Dataset, samples: int, confidence: float) -> Figure:
             rule = [norms.error_for(m, confidence, samples=samples, layers=depth) for m in fine]
             ax.plot(fine, published, label="published code", linestyle="--", **BOUND)
             ax.plot(fine, rule, label="width rule, ‖h‖² of a layer", linestyle=":", **BOUND)
-            ax.set(xscale="log", yscale="log", title=f"{way} ratio", xlabel="width")
+            ax.set(yscale="log", title=f"{way} ratio", xlabel="width")
+            amounts_axis(ax, widths)
         axes[0, 0].set_ylabel("mean |1 − ratio|")
         legend(figure, axes[0, 0], "scheme")
     return figure
@@ -102,7 +103,8 @@ def coordinate_check(results: xr.Dataset) -> Figure:
                     size = one.sel(row=layer, step=step)
                     size = size.where(np.isfinite(size))
                     ax.plot(one.width, size, label=str(step), color=PALETTE[i % 7], marker=MARKERS[i % 7])
-                ax.set(xscale="log", yscale="log")
+                ax.set_yscale("log")
+                amounts_axis(ax, one.width.values)
                 if row == 0:
                     ax.set_title(scheme)
                 if column == 0:

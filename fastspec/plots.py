@@ -35,8 +35,11 @@ def l_shape(results: xr.Dataset, threshold: float = 0.95) -> Figure:
     """
     decays, multis = results.strength_decay.values, results.multi.values
     lowest = float(results.max_correlation.min())
-    with panels(len(decays), len(multis), width=1.95, height=2.0, sharex=True, sharey="row") as (figure, axes):
+    width = max(1.95, 4 / len(multis))  # room for the label of all panels
+    with panels(len(decays), len(multis), width=width, height=2.0, sharex=True, sharey="row") as (figure, axes):
         for row, decay in enumerate(decays):
+            fan_out = results.fan_out.sel(strength_decay=decay).values
+            largest = fan_out.max(initial=0, where=np.isfinite(fan_out))
             for column, multi in enumerate(multis):
                 ax, picked = axes[row, column], results.sel(strength_decay=decay, multi=multi)
                 x, y = picked.max_correlation.values.ravel(), picked.fan_out.values.ravel()
@@ -44,7 +47,7 @@ def l_shape(results: xr.Dataset, threshold: float = 0.95) -> Figure:
                 for chosen, colour in ((~matched, "#8C8C8C"), (matched, PALETTE[1])):
                     ax.scatter(x[chosen], y[chosen], s=9, color=colour, alpha=0.45, linewidths=0)
                 threshold_line(ax, threshold, vertical=True)
-                ax.set_ylim(bottom=0)
+                ax.set_ylim(0, 1.2 * largest or 1)  # all nodes of all multiples, and the corner's text above them
                 ax.set_xlim(min(-0.05, lowest - 0.05), 1.05)
                 corner(ax, f"{matched.sum()} of {nodes} above {threshold:g}")
                 if row == 0:
