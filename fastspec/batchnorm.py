@@ -99,7 +99,9 @@ def _read(path: Path, name: str) -> Any:
         refuse(name, f"the suffix {path.suffix!r}", ", ".join(FORMATS))
     try:
         return _safetensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (ValueError, OSError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:  # whose message is pages about unpickling
+        refuse(name, "a truncated or foreign file, or one of more than tensors", TAKES)
+    except (ValueError, OSError, EOFError, RuntimeError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         refuse(name, f"a truncated or foreign file, or one of more than tensors ({reason})", TAKES)
 

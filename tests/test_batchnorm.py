@@ -87,7 +87,10 @@ def test_bad_input(tmp_path):
         (tmp_path / "x.txt", "got the suffix '.txt'"),
         (tmp_path / "x.pt", "network '.*x.pt': got a truncated or foreign file"),
         (tmp_path / "x.safetensors", "network '.*x.safetensors': got a truncated or foreign file"),
-        (tmp_path / "module.pt", "network '.*module.pt': got a truncated or foreign file, or one of more than tensors"),
+        (
+            tmp_path / "module.pt",
+            "network '.*module.pt': got a truncated or foreign file, or one of more than tensors;",
+        ),
         (tmp_path / "none.safetensors", "got no BatchNorm layer"),
     ):
         with pytest.raises((ValueError, TypeError, OSError), match=message):

@@ -41,6 +41,7 @@ class BnBias(Experiment):
     def check(self) -> None:
         if not self.file:
             refuse("file", repr(self.file), "the path of a file")
+        batchnorm_bias(self.file)  # refused before a folder is made for it
 
     def work(self, folder: RunFolder, console: Console) -> tuple[xr.Dataset, dict[str, Tensor]]:
         import xarray as xr

@@ -51,7 +51,9 @@ def load_data(path: Path, network: torch.nn.Module) -> Tensor:
         refuse(name, f"the suffix {path.suffix!r}", FORMATS)
     try:
         found = readers[path.suffix](path)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        refuse(name, "a truncated or foreign file, or one of more than tensors", takes)
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         refuse(name, f"a truncated or foreign file ({str(error).splitlines()[0]})", takes)
     if isinstance(found, dict):
         if NAME not in found and len(found) != 1:
@@ -65,9 +67,16 @@ def load_data(path: Path, network: torch.nn.Module) -> Tensor:
 def _numpy(path: Path) -> Any:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return torch.from_numpy(loaded)
+        return _tensor(loaded)
     with loaded:
-        return {name: torch.from_numpy(loaded[name]) for name in loaded.files}
+        return {name: _tensor(loaded[name]) for name in loaded.files}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array of numbers, of any byte order."""
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"an array of {array.dtype}")
+    return torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("=")))
 
 
 def _safetensors(path: Path) -> Any:

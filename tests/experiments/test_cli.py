@@ -159,6 +159,8 @@ ERRORS = [
         "damaged.safetensors.*truncated",
     ),
     ([*MEASURE, "objects.npy"], "objects.npy.*foreign"),
+    ([*MEASURE, "words.npy"], "data file 'words.npy'.*got .*an array of <U1"),
+    ([*MEASURE, "module.pt"], r"data file 'module.pt'.*got a truncated or foreign file, or one of more than tensors;"),
     ([*MEASURE, "two.npz"], "two.npz.*a.*b"),
     ([*MEASURE, "wide.npy"], "data.*got shape"),
     ([*MEASURE, "x.npy", "--batch-size", "0"], "batch_size: got 0"),
@@ -176,6 +178,8 @@ def test_expected_errors_are_one_line(arguments, message, saved, capsys, monkeyp
         data = (saved / f"x.{suffix}").read_bytes()
         (saved / f"damaged.{suffix}").write_bytes(data[: len(data) // 2])
     np.save(saved / "objects.npy", np.array([{"a": 1}], dtype=object))
+    np.save(saved / "words.npy", np.array(["a", "b"]))
+    torch.save(torch.nn.Linear(2, 2), saved / "module.pt")
     np.savez(saved / "two.npz", a=np.zeros(3), b=np.zeros(3))
     np.save(saved / "wide.npy", np.zeros((4, 9), dtype=np.float32))
     assert main(arguments) == 2
@@ -200,6 +204,16 @@ def test_measure_takes_every_format(name, saved, capsys):
     out = capsys.readouterr().out
     assert "40 samples" in out and "hidden2" in out
     assert (saved / "found.safetensors").is_file()
+
+
+def test_measure_takes_either_byte_order(saved, capsys):
+    x = np.load(saved / "x.npy")
+    np.save(saved / "swapped.npy", x.astype(x.dtype.newbyteorder()))
+    networks = [str(saved / f"{name}.safetensors") for name in ("teacher", "student")]
+    assert main(["measure", *networks, str(saved / "x.npy")]) == 0
+    expected = capsys.readouterr().out
+    assert main(["measure", *networks, str(saved / "swapped.npy")]) == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_measure_takes_a_population(saved, tmp_path, capsys):

@@ -125,3 +125,4 @@ def test_bn_bias_refuses(tmp_path, capsys):
     assert "no such file" in one_line_error(capsys, "bn-bias", tmp_path / "nowhere.pt", "--out", out)
     assert not out.exists()
     assert "truncated or foreign" in one_line_error(capsys, "bn-bias", tmp_path / "x.pt", "--out", out)
+    assert not out.exists()  # or the next file would be refused
