@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastspec import merging, statistics
-from fastspec.ops.checks import refuse, shape
+from fastspec.ops.checks import check_integer, refuse, shape
 from fastspec.ops.cross_moments import Moments
 from fastspec.ops.cross_moments import cross_moments as cross_moments_op
 from fastspec.ops.layer_moments import layer_moments as layer_moments_op
@@ -72,7 +72,11 @@ class CrossMoments:
         grams: bool = False,
         device: torch.device | str | None = None,
     ) -> CrossMoments:
-        """Moments of 0 samples, the neutral element of `merge`."""
+        """Moments of 0 samples, the neutral element of `merge`; ValueError for numbers of nodes or students below 0."""
+        check_integer("teacher_nodes", teacher_nodes, 0)
+        check_integer("student_nodes", student_nodes, 0)
+        if population is not None:
+            check_integer("population", population, 0)
         m, n = teacher_nodes, student_nodes
         kept = [name for name in _layout(m, n, population) if name not in OPTIONAL]
         kept += ["coactive"] * coactivation + ["teacher_gram", "student_gram"] * grams

@@ -186,6 +186,8 @@ class ConvNet(ReluNetwork):
 
 def student_widths(teacher_widths: Sequence[int], multi: float | Sequence[float]) -> list[int]:
     """Hidden widths of a student: `multi` (>= 1; one number, or one per layer) times the teacher's, rounded up."""
+    if not isinstance(multi, (int, float, Sequence)):
+        refuse("multi", type(multi).__name__, "one number, or one for each hidden layer", TypeError)
     multis = [multi] * len(teacher_widths) if isinstance(multi, (int, float)) else list(multi)
     if len(multis) != len(teacher_widths):
         refuse("multi", f"{len(multis)} values", f"one number, or one for each of {len(teacher_widths)} hidden layers")

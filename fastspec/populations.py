@@ -98,6 +98,8 @@ class Population:
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for k, layers in enumerate(students):
             name = f"students[{k}]"
+            if not isinstance(layers, Sequence):
+                refuse(name, type(layers).__name__, "[(w1, b1), (w2, b2)]", TypeError)
             if len(layers) != 2:
                 refuse(name, f"{len(layers)} layers", "[(w1, b1), (w2, b2)]")
             for i, layer in enumerate(layers, 1):
@@ -152,8 +154,15 @@ class Population:
 
     def nodes(self, k: int) -> slice:
         """Student `k`'s rows of w1, b1 and w2."""
-        k = range(len(self))[k]
+        k = self._place("k", k)
         return slice(int(self.offsets[k]), int(self.offsets[k + 1]))
+
+    def _place(self, argument: str, k: int) -> int:
+        """A student's place, counted from 0; negative ones from the end."""
+        try:
+            return range(len(self))[k]
+        except (IndexError, TypeError) as error:
+            refuse(argument, repr(k), f"an integer from {-len(self)} to {len(self) - 1}, a student", type(error))
 
     def weights(self, k: int) -> list[tuple[Tensor, Tensor]]:
         """Student `k` in torch's layout: [(w1 [n, d], b1 [n]), (w2 [C, n], b2 [C])], copies."""
@@ -183,7 +192,7 @@ class Population:
         """The given students, in the given order."""
         if len(students) == 0:
             refuse("students", "no students", "one or more")
-        ks = [range(len(self))[k] for k in students]
+        ks = [self._place(f"students[{i}]", k) for i, k in enumerate(students)]
         labels = {name: [values[k] for k in ks] for name, values in self.labels.items()}
         return Population.from_weights([self.weights(k) for k in ks], labels=labels)
 

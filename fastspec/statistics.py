@@ -145,6 +145,8 @@ def rank_of_winners(moments: CrossMoments, final: CrossMoments) -> Tensor:
     larger correlation with `j` in `moments` (Luck Matters, Tian et al. 2019). There, undefined pairs rank below all
     others. NaN where `final` has no winner, or where the teacher node is constant in `moments`.
     """
+    if not isinstance(final, type(moments)):
+        refuse("final", type(final).__name__, "CrossMoments", TypeError)
     if moments.cross_scatter.shape != final.cross_scatter.shape:
         got, takes = list(final.cross_scatter.shape), list(moments.cross_scatter.shape)
         refuse("final", f"[*population, teacher, student] of {got}", f"{takes}, as in the earlier moments")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastspec.networks import MLP
-from fastspec.ops.checks import check_finite, check_integer, check_real, check_tensor, refuse, shape
+from fastspec.ops.checks import check_finite, check_floating, check_integer, check_real, check_tensor, refuse, shape
 from fastspec.ops.linear_relu.reference import activations
 from fastspec.randomness import generator
 from fastspec.relu_network import check_widths
@@ -47,6 +47,7 @@ def separated(
     """
     widths = check_widths("widths", widths, at_least=2)
     _check_options(weight_set, strength_decay)
+    check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
     source = generator(seed, "teacher")
     layers: list[tuple[Tensor, Tensor]] = []
     for i, (inputs, nodes) in enumerate(pairwise(widths)):
@@ -64,6 +65,7 @@ def separated(
             refuse("x", "data to tune biases on", "None with bias=None")
         layers = _tune(layers, x, negative_slope)
     dtype = dtype or torch.get_default_dtype()
+    check_floating("dtype", dtype)
     final = [(w.to(dtype), None if bias is None else b.to(dtype)) for w, b in layers]
     return MLP.from_weights(final, negative_slope=negative_slope)
 
@@ -76,6 +78,7 @@ def random(widths: Sequence[int], *, seed: int = 0, dtype: torch.dtype | None = 
     """
     drawn = MLP(widths, seed=seed, dtype=torch.float64).weights()
     dtype = dtype or torch.get_default_dtype()
+    check_floating("dtype", dtype)
     norms = [w.norm(dim=1) for w, _ in drawn]
     layers = [(w / norm[:, None], b / norm) for (w, b), norm in zip(drawn, norms, strict=True) if b is not None]
     return MLP.from_weights([(w.to(dtype), b.to(dtype)) for w, b in layers])
@@ -108,6 +111,7 @@ def two_layer(
     w1 = separated_vectors("m", m, d, weight_set, source)
     w2 = separated_vectors("c", c, m, weight_set, source, parallel=True)
     dtype = dtype or torch.get_default_dtype()
+    check_floating("dtype", dtype)
     b1, b2 = (torch.full((nodes,), bias, dtype=dtype) for nodes in (m, c))
     w1 = w1 / w1.norm(dim=1, keepdim=True)
     w2 = w2 / _decay(m, strength_decay)
@@ -186,6 +190,8 @@ def _tune(layers: list[tuple[Tensor, Tensor]], x: Tensor, negative_slope: float)
 
 def _check_options(weight_set: Sequence[float], strength_decay: float) -> None:
     check_real("strength_decay", strength_decay, "a finite number of at least 0", 0.0)
+    if not hasattr(weight_set, "__len__"):
+        refuse("weight_set", type(weight_set).__name__, "a sequence of different numbers", TypeError)
     if len(weight_set) == 0 or len(set(weight_set)) != len(weight_set):
         refuse("weight_set", repr(list(weight_set)), "at least one number, all different")
     for i, value in enumerate(weight_set):

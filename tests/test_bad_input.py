@@ -98,7 +98,11 @@ OF_MOMENTS: list[Case] = [
     ("moments", "hard matching of fewer students than teachers", lambda: fs.matching.hard(fs.cross_moments(s, t))),
     ("moments", "greedy matching of fewer students than teachers", lambda: fs.matching.greedy(fs.cross_moments(s, t))),
     ("final", "widths", lambda: moments.rank_of_winners(fs.cross_moments(t, t))),
+    ("final", "indices", lambda: moments.rank_of_winners(torch.zeros(M))),  # type: ignore[arg-type]
     ("other", "widths", lambda: moments + fs.cross_moments(t, t)),
+    ("teacher_nodes", "negative", lambda: fs.CrossMoments.zeros(-1, K)),
+    ("student_nodes", "fraction", lambda: fs.CrossMoments.zeros(M, 2.5)),  # type: ignore[arg-type]
+    ("population", "negative", lambda: fs.CrossMoments.zeros(M, K, population=-1)),
     ("index", "no population", lambda: moments.student(0)),
     ("index", "two axes", lambda: fs.cross_moments(t, s[None])[0, 1]),  # type: ignore[index]
 ]
@@ -154,6 +158,7 @@ OF_NETWORKS: list[Case] = [
     ("widths", "one width", lambda: fs.MLP([D])),
     ("widths[1]", "no nodes", lambda: fs.MLP([D, 0, C])),
     ("negative_slope", "range", lambda: fs.MLP([D, M, C], negative_slope=2.0)),
+    ("negative_slope", "no number", lambda: fs.MLP([D, M, C], negative_slope=True)),
     ("batch_norm", "unknown option", lambda: fs.MLP([D, M, C], batch_norm="inside")),  # type: ignore[arg-type]
     ("bias", "no option", lambda: fs.MLP([D, M, C], bias=None)),  # type: ignore[arg-type]
     ("dtype", "integers", lambda: fs.MLP([D, M, C], dtype=torch.int64)),
@@ -170,10 +175,16 @@ OF_NETWORKS: list[Case] = [
     ("layers[0]", "no pair", lambda: fs.MLP.from_weights([W])),  # type: ignore[list-item]
     ("input_shape", "image too small", lambda: fs.ConvNet((1, 4, 4), [3, 3], C)),
     ("multi", "narrower than the teacher", lambda: fs.networks.student_like(teacher, multi=0.5)),
+    ("multi", "no number", lambda: fs.networks.student_like(teacher, multi=None)),  # type: ignore[arg-type]
+    ("multi", "a yes", lambda: fs.networks.student_like(teacher, multi=True)),
     ("init", "unknown option", lambda: fs.networks.student_like(teacher, init="lucky")),  # type: ignore[arg-type]
     ("fractions", "all nodes", lambda: fs.pruning.prune(teacher, 1.0)),
     ("widths[1]", "more nodes than vectors", lambda: fs.teachers.separated([2, 100, 2], weight_set=(0.0, 1.0))),
     ("strength_decay", "negative", lambda: fs.teachers.two_layer(D, M, C, strength_decay=-1.0)),
+    ("negative_slope", "NaN, to tune with", lambda: fs.teachers.separated([D, M, C], x=x, negative_slope=math.nan)),
+    ("weight_set", "a number", lambda: fs.teachers.separated([D, M, C], weight_set=1.0)),  # type: ignore[arg-type]
+    ("dtype", "of a teacher, a name", lambda: fs.teachers.separated([D, M, C], dtype="float32")),  # type: ignore[arg-type]
+    ("dtype", "of a teacher, integers", lambda: fs.teachers.two_layer(D, M, C, dtype=torch.int64)),
     ("x", "NaN to tune on", lambda: fs.teachers.separated([D, M, C], x=spoiled(x))),
     ("x", "one sample to tune on", lambda: fs.teachers.separated([D, M, C], x=x[:1])),
 ]
@@ -206,6 +217,9 @@ OF_TRAINING: list[Case] = [
     ("students[1] b2", "infinity", population(1, 1, spoiled(normal(C), math.inf))),
     ("students[1] w2", "dtype", population(1, 0, normal(C, M).double())),
     ("students[1] w2", "device", population(1, 0, normal(C, M).to("meta"))),
+    ("students[0]", "a network", lambda: fs.Population.from_weights([teacher])),  # type: ignore[list-item]
+    ("k", "no place", lambda: students.weights(1.5)),  # type: ignore[arg-type]
+    ("students[1]", "no place", lambda: students.select([0, 0.5])),  # type: ignore[list-item]
     ("students[0] layer 1", "no pair", lambda: fs.Population.from_weights([[W, V]])),  # type: ignore[list-item]
     ("x", "rank", trained(x=x[0])),
     ("x", "inputs", trained(x=x[:, :5])),
@@ -227,6 +241,7 @@ OF_TRAINING: list[Case] = [
     ("lr", "NaN", trained(lr=math.nan)),
     ("lr", "number of students", trained(lr=[0.1, 0.1])),
     ("lr", "no number", trained(lr="fast")),
+    ("lr", "a yes", trained(lr=True)),
     ("schedule", "negative", trained(schedule=[1.0, -1.0])),
     ("schedule", "number of steps", trained(schedule=[1.0])),
     ("schedule", "no numbers", trained(schedule="cosine")),

@@ -54,8 +54,9 @@ def check_same_kind(**tensors: Tensor | None) -> None:
 
 
 def check_real(argument: str, value: float, takes: str, low: float = -math.inf, high: float = math.inf) -> None:
-    """Check that a hyper-parameter is a finite number in [low, high]."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+    """Check that a hyper-parameter is a finite number in [low, high]; True and False are none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
         refuse(argument, repr(value), takes)
 
 

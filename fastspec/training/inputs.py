@@ -82,6 +82,8 @@ def default_seeds(students: Population) -> Sequence[int]:
 
 def per_student(argument: str, value: object, students: int, dtype: torch.dtype) -> Tensor:
     """One number, or one per student -> [P]."""
+    if isinstance(value, bool):
+        refuse(argument, repr(value), f"numbers, one for each of the {students} students", TypeError)
     try:
         values = value if isinstance(value, (Tensor, float, int)) else list(value)  # type: ignore[call-overload]
         table = torch.as_tensor(values, dtype=None if dtype == torch.int64 else dtype)
