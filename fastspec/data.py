@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastspec.image_files import read_cifar10, read_idx
 from fastspec.networks import MLP
@@ -17,6 +18,7 @@ from fastspec.ops.checks import check_finite, check_floating, check_integer, che
 from fastspec.randomness import generator
 from fastspec.relu_network import check_layer, check_widths
 
+IMAGES = 1024  # that are cropped at a time
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # per channel, over the training images
 
 
@@ -140,6 +142,30 @@ def augmented(x: Tensor, step: float, directions: Tensor | None = None) -> Tenso
     return torch.cat([x[None], x + moves[:, None]]).flatten(0, 1)
 
 
+def crops_and_flips(x: Tensor, *, padding: int = 4, seed: int = 0, epoch: int = 0) -> Tensor:
+    """Every image, x [N, C, H, W], shifted by up to `padding` pixels each way, and mirrored or not: [N, C, H, W].
+
+    A crop of the image with a margin of zeros, at a place of its own, left and right swapped for every other one on
+    average: the customary augmentation of CIFAR-10. seed, epoch: the draw.
+    """
+    check_tensor("x", x, (4,), "images [samples, channels, height, width]")
+    check_integer("padding", padding, 0)
+    check_integer("epoch", epoch, 0)
+    n, channels, height, width = x.shape
+    source = generator(seed, f"crops and flips of epoch {epoch}")
+    top, left = (torch.randint(2 * padding + 1, (n, 1), generator=source) for _ in range(2))
+    mirrored = torch.rand(n, 1, generator=source) < 0.5
+    rows, columns = top + torch.arange(height), left + torch.arange(width)  # [N, H], [N, W]
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    every = torch.arange(channels)[None, :, None, None]
+    out = torch.empty_like(x)
+    for some in torch.arange(n).split(IMAGES):
+        margin = pad(x[some.to(x.device)], (padding,) * 4)
+        at = torch.arange(len(some))[:, None, None, None], every, rows[some, None, :, None], columns[some, None, None]
+        out[some.to(x.device)] = margin[tuple(index.to(x.device) for index in at)]
+    return out
+
+
 def digits(*, held_out: float = 0.25, seed: int = 0, dtype: torch.dtype | None = None) -> Splits:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, x [N, 64], split with equal shares of every digit.
 
@@ -198,7 +224,7 @@ def cifar10(folder: str | os.PathLike, *, flat: bool = False, dtype: torch.dtype
     parts = []
     for names in ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]):
         images, labels = zip(*(read_cifar10(root / name) for name in names), strict=True)
-        x = (torch.cat(images).to(dtype) / 255 - mean) / std
+        x = torch.cat(images).to(dtype).div_(255).sub_(mean).div_(std)
         parts.append(Samples(x.flatten(1) if flat else x, torch.cat(labels)))
     return Splits(*parts)
 

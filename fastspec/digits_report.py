@@ -56,6 +56,9 @@ def accuracy_table(results: xr.Dataset, teacher: float) -> Table:
     rows = [["teacher", percent(teacher), "–", "–"]]
     for multi in results.multi.values:
         row = final.sel(multi=multi)
+        if row.loss.isnull():
+            rows.append([f"student {multi}×", "diverged", "–", "–"])
+            continue
         shares = [percent(float(row[name])) for name in ("accuracy", "agreement")]
         rows.append([f"student {multi}×", *shares, f"{float(row.loss):.3f}"])
     return Table("Held-out images", ("network", "right digit", "teacher's digit", "loss"), rows)
@@ -66,15 +69,22 @@ def layer_table(results: xr.Dataset, hidden: Sequence[int]) -> Table:
     final = results.isel(step=-1)
     rows = []
     for layer, nodes in enumerate(hidden, start=1):
-        constant = int(final.constant_teachers.isel(multi=0, seed=0).sel(layer=layer))
+        constant = max(0, int(final.constant_teachers.sel(layer=layer).max()))
         for multi in results.multi.values:
             one = final.sel(layer=layer, multi=multi)
             shares = [float((one.best_correlation > t).sum("teacher").mean()) / nodes for t in THRESHOLDS]
-            cells = [f"{float(one.layer_score.mean()):.3f}", *(f"{100 * share:.0f}%" for share in shares)]
+            cells = [_score(one), *(f"{100 * share:.0f}%" for share in shares)]
             rows.append([str(layer), f"{multi}×", *cells, f"{nodes - constant}/{nodes}"])
     columns = ("layer", "student", "score", *(f">{threshold:g}" for threshold in THRESHOLDS), "varying")
     title = "Hidden layers: layer score, teacher nodes covered, teacher nodes that vary"
     return Table(title, columns, rows)
+
+
+def _score(final: xr.Dataset) -> str:
+    """The layer score of one layer of students, mean over seeds, or why there is none."""
+    if final.layer_score.notnull().any():
+        return f"{float(final.layer_score.mean()):.3f}"
+    return "–" if final.loss.isnull().all() else "no node varies"
 
 
 def node_table(results: xr.Dataset, layer: int, nodes: int) -> Table:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastspec.data import augmented, digits, gaussian, teacher_boundary, uniform
+from fastspec.data import augmented, crops_and_flips, digits, gaussian, teacher_boundary, uniform
 from fastspec.networks import MLP
 from fastspec.teachers import two_layer
 
@@ -94,6 +94,21 @@ def test_augmented_moves_along_every_direction():
     assert augmented(x, 2.0, w)[4:8].equal(x + 2 * w)
 
 
+def test_crops_and_flips_are_places_in_the_margin():
+    x = gaussian(1500, (2, 3, 4))
+    found = crops_and_flips(x, padding=1, seed=3)
+    margin = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    crops = [margin[:, :, top : top + 3, left : left + 4] for top in range(3) for left in range(3)]
+    every = torch.stack([*crops, *(crop.flip(3) for crop in crops)])  # [18, N, C, H, W]
+    hits = (every == found).flatten(2).all(2)
+    assert hits.any(0).all()
+    counts = hits.sum(1)
+    assert counts.min() > 45 and counts.max() < 125  # 1500 / 18, within 4.5 standard deviations
+    assert crops_and_flips(x, padding=1, seed=3).equal(found)
+    assert not crops_and_flips(x, padding=1, seed=3, epoch=1).equal(found)
+    assert crops_and_flips(x[:0]).shape == (0, 2, 3, 4)
+
+
 def test_digits_are_split_and_standardised():
     data = digits(held_out=0.2, seed=1)
     assert len(data.held_out) == 360
@@ -129,6 +144,8 @@ DEAD = MLP.from_weights([(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.ones(2))
         (lambda: teacher_boundary(two_layer(3, 2, 2), 5, sigma=-1.0), "sigma: got -1.0"),
         (lambda: augmented(torch.ones(2, 3), 1.0, torch.ones(1, 2)), r"directions: got shape \[1, 2\]; takes \[k, 3\]"),
         (lambda: augmented(torch.ones(3), 1.0), r"x: got shape \[3\]"),
+        (lambda: crops_and_flips(torch.ones(2, 3)), r"x: got shape \[2, 3\]"),
+        (lambda: crops_and_flips(torch.ones(1, 1, 2, 2), padding=-1), "padding: got -1"),
         (lambda: digits(held_out=0.0), "held_out: got 0.0"),
         (lambda: digits(held_out=1.0), "held_out: got 1.0"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastspec.atomic_files import write_atomically
@@ -27,6 +29,15 @@ class Clock:
         activities = self.seconds.setdefault(job, {})
         activities[activity] = activities.get(activity, 0.0) + now - self._last
         self._last = now
+
+    @contextmanager
+    def until_left(self, job: str, activity: str) -> Iterator[None]:
+        """A lap from the last one to the end of the block, however that comes, and saved."""
+        try:
+            yield
+        finally:
+            self.lap(job, activity)
+            self.save()
 
     def save(self) -> None:
         rounded = {job: {name: round(s, 3) for name, s in parts.items()} for job, parts in self.seconds.items()}

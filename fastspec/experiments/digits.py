@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -16,22 +17,24 @@ from torch.nn.functional import pad
 from fastspec import data
 from fastspec.data import Samples, Splits
 from fastspec.experiments.arrays import labelled, logarithmic_steps, named
+from fastspec.experiments.clock import Clock
 from fastspec.experiments.console import Console
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.options import check_each, check_grid, check_not_negative
-from fastspec.experiments.results import RunFolder
-from fastspec.measure import measure
+from fastspec.experiments.results import TIMINGS, RunFolder
+from fastspec.measure import MODULE_BATCH, measure
 from fastspec.networks import MLP, ConvNet, student_like
 from fastspec.ops.backends import default_device
-from fastspec.ops.checks import check_integer, check_real
+from fastspec.ops.checks import check_integer, check_real, refuse
 from fastspec.tensor_files import load_tensors, save_tensors
 from fastspec.training import train
+from fastspec.training.lessons import Inputs
 
 if TYPE_CHECKING:
     import xarray as xr
 
 PIXELS, DIGITS = 64, 10
-PART = "measurement of a digits run"
+PART, FOUND = "measurement of a digits run", "findings of a digits student"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,10 @@ class Digits(Experiment):
         """The images to train on and those held out."""
         return data.digits(held_out=self.held_out, seed=self.data_seed)
 
+    def inputs(self, x: Tensor, seed: int) -> Inputs:
+        """What is learned from, of the images to train on."""
+        return x
+
     def untrained(self) -> MLP | ConvNet:
         """The teacher before it learns."""
         return MLP([PIXELS, *self.hidden, DIGITS], seed=self.teacher_seed)
@@ -118,7 +125,8 @@ class Digits(Experiment):
             for seed in range(self.seeds):
                 student, found = self._student(folder, teacher, splits, multi, seed, console)
                 for name, table in found.items():
-                    results[name].loc[{"multi": multi, "seed": seed}] = table.numpy()
+                    steps = {"step": self.snapshots[: len(table)]} if "step" in results[name].dims else {}
+                    results[name].loc[{"multi": multi, "seed": seed, **steps}] = table.numpy()
                 weights |= named(f"student x{multi} seed {seed}", student)
         return results, weights
 
@@ -128,11 +136,15 @@ class Digits(Experiment):
         if done.exists():
             return type(teacher).load(done).to(default_device())
         teacher = teacher.to(default_device())
-        with console.stage(f"{self.name}: the teacher learns labels") as advance:
-            train(
+        clock = Clock(folder.path / TIMINGS, folder.timings())
+        with (
+            console.stage(f"{self.name}: the teacher learns labels") as advance,
+            clock.until_left("teacher", "training"),
+        ):
+            history = train(
                 samples.y,
                 teacher,
-                samples.x,
+                self.inputs(samples.x, self.teacher_seed),
                 steps=self.teacher_steps,
                 batch_size=self.batch_size,
                 replacement=True,
@@ -142,27 +154,45 @@ class Digits(Experiment):
                 input_noise=self.teacher_noise,
                 seed=self.teacher_seed,
                 snapshots=(),
+                checkpoint=folder.part("teacher.checkpoint"),
                 progress=advance,
             )
+        if history.diverged_step >= 0:
+            got = f"{self.teacher_lr}, with which the teacher diverges at step {int(history.diverged_step)}"
+            refuse("teacher_lr", got, "a smaller one")
+        flush_(teacher)
         teacher.save(done)
         return teacher
 
     def _student(
         self, folder: RunFolder, teacher: MLP | ConvNet, splits: Splits, multi: int, seed: int, console: Console
     ) -> tuple[MLP | ConvNet, dict[str, Tensor]]:
-        """One trained student, and its measurements [step, ...]."""
-        network = folder.part(f"x{multi}-seed{seed}.safetensors")
-        measured = folder.part(f"x{multi}-seed{seed}.measured.safetensors")
-        if network.exists() and measured.exists():
-            return type(teacher).load(network), load_tensors(measured, PART)[0]
+        """One trained student, and its measurements [step, ...] as far as it came, and where it diverged."""
+        stem = f"x{multi}-seed{seed}"
+        network, done = folder.part(f"{stem}.safetensors"), folder.part(f"{stem}.found.safetensors")
+        if done.exists():
+            return type(teacher).load(network), load_tensors(done, FOUND)[0]
         student = student_like(teacher, multi=multi, seed=seed)  # type: ignore[type-var]
         student = student.to(default_device())
-        rows: list[dict[str, Tensor]] = []
-        with console.stage(f"{self.name}: a {multi}× student learns logits") as advance:
-            train(
+        clock = Clock(folder.path / TIMINGS, folder.timings())
+
+        def row(step: int) -> Path:
+            return folder.part(f"{stem}.step{step}.safetensors")
+
+        def on_snapshot(step: int, _: object) -> None:
+            clock.lap(stem, "training")
+            save_tensors(row(step), PART, measurement(teacher, student, splits.held_out, max(self.hidden)))
+            clock.lap(stem, "evaluation")
+            clock.save()
+
+        with (
+            console.stage(f"{self.name}: a {multi}× student learns logits") as advance,
+            clock.until_left(stem, "training"),
+        ):
+            history = train(
                 teacher,
                 student,
-                splits.train.x,
+                self.inputs(splits.train.x, seed),
                 steps=self.student_steps,
                 batch_size=self.batch_size,
                 replacement=True,
@@ -172,14 +202,15 @@ class Digits(Experiment):
                 input_noise=self.student_noise,
                 seed=seed,
                 snapshots=self.snapshots,
-                on_snapshot=lambda step, _: rows.append(
-                    measurement(teacher, student, splits.held_out, max(self.hidden))
-                ),
+                on_snapshot=on_snapshot,
+                checkpoint=folder.part(f"{stem}.checkpoint"),
                 progress=advance,
             )
+        rows = [load_tensors(row(step), PART)[0] for step in self.snapshots if step <= history.steps]
         found = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        found["diverged_step"] = history.diverged_step
         student.save(network)
-        save_tensors(measured, PART, found)
+        save_tensors(done, FOUND, found)
         return student, found
 
     def _empty(self) -> xr.Dataset:
@@ -203,6 +234,7 @@ class Digits(Experiment):
                 "layer_score": (layer, np.nan, "mean of best_correlation over the teacher nodes that vary"),
                 "best_correlation": (teacher, np.nan, "largest correlation of a teacher node with a student node"),
                 "best_student": (teacher, -1, "the student node of best_correlation, -1 for none"),
+                "diverged_step": (("multi", "seed"), -1, "step at which a student diverged and stopped, -1 for none"),
             },
         )
 
@@ -213,8 +245,7 @@ def measurement(
     """One row of the results' student arrays; layers of fewer than `nodes` nodes, those of the widest by default, are
     padded."""
     widest = nodes or max(teacher.hidden_widths)
-    with torch.no_grad():
-        answer, output = teacher(held_out.x).argmax(1), student(held_out.x).argmax(1)
+    answer, output = classes(teacher, held_out.x), classes(student, held_out.x)
     measured = measure(teacher, student, held_out.x, progress=False)
     assert measured.loss is not None
     layers = list(measured.layers.values())
@@ -238,7 +269,20 @@ def half_cosine(steps: int) -> Callable[[int], float]:
     return lambda step: (1 + math.cos(math.pi * step / steps)) / 2
 
 
+@torch.no_grad()
+def flush_(network: MLP | ConvNet) -> None:
+    """Set weights below the smallest normal number to 0: Adam's weight decay leaves many, and processors take several
+    times as long over them."""
+    for weight in network.parameters():
+        weight.masked_fill_(weight.abs() < torch.finfo(weight.dtype).tiny, 0)
+
+
+@torch.no_grad()
+def classes(network: MLP | ConvNet, x: Tensor) -> Tensor:
+    """The largest output of every sample, [N]; in batches, as the activations of convolutions take much memory."""
+    return torch.cat([network(part).argmax(1) for part in x.split(MODULE_BATCH)])
+
+
 def accuracy(network: MLP | ConvNet, samples: Samples) -> float:
     """The share of samples whose largest output is their label's."""
-    with torch.no_grad():
-        return (network(samples.x).argmax(1) == samples.y).double().mean().item()
+    return (classes(network, samples.x) == samples.y).double().mean().item()

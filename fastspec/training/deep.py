@@ -75,13 +75,14 @@ def train(
 ) -> TrainingHistory:
     """Train a student, or students of one shape side by side, in place.
 
-    teacher: a module, which answers in evaluation mode; or the answers themselves to fixed data: labels int64 [N], or
-        outputs [N, C].
+    teacher: a module, which answers in evaluation mode; or the answers themselves: labels int64 [N], or outputs [N, C]
+        for fixed data.
     student: an `MLP`, any module from [N, ...] to [N, C], or a list of `MLP`s of one shape, which learn side by side.
         Plain `MLP`s (no batch norm, no optimizer, no group) are trained by the op `mlp_sgd_step`, all else by autograd,
         in training mode. Batch norm, its place and a leaky slope are the network's own.
     data: inputs [N, ...] of the student's dtype and device; or a function of the epoch (from 0) that gives N of them,
         for fresh data each epoch. It is called again where an interrupted epoch goes on, and must then give the same.
+        With labels as teacher it gives the labelled samples in their order, augmented for instance.
     epochs or steps: how long, one of them. An epoch is N // batch_size steps.
     batch_size: each epoch goes through its samples in a random order; with replacement=True every batch is drawn anew.
     loss: "squared", the mean over the batch of 1/2 ||teacher - student||^2; "cross_entropy", with the teacher's largest

@@ -177,9 +177,11 @@ class Lessons:
         takes = f"a Module, labels int64 [{len(x)}], or answers [{len(x)}, {outputs}] of data's dtype"
         if not isinstance(y, Tensor):
             refuse("teacher", type(y).__name__, takes, TypeError)
-        if not isinstance(self.data, Tensor):
-            refuse("teacher", "answers to fixed inputs, with a function as data", "a Module, or a tensor as data")
         labels = y.dtype == torch.int64
+        if not labels and not isinstance(self.data, Tensor):
+            refuse(
+                "teacher", "outputs for fixed inputs, with a function as data", "a Module, labels, or data as tensor"
+            )
         if not labels and y.dtype != x.dtype:
             refuse("teacher", f"dtype {y.dtype}", takes, TypeError)
         if y.shape != ((len(x),) if labels else (len(x), outputs)):

@@ -10,8 +10,12 @@ import torch
 from image_folders import write_cifar10, write_mnist
 
 from fastspec import data
+from fastspec.digits_report import layer_table
+from fastspec.experiments import digits
 from fastspec.experiments.cli import main
-from fastspec.experiments.digits import measurement
+from fastspec.experiments.console import Console
+from fastspec.experiments.digits import accuracy, classes, flush_, measurement
+from fastspec.experiments.images import Images
 from fastspec.networks import MLP, ConvNet
 from fastspec.pruning import prune
 from fastspec.tensor_files import load_tensors
@@ -31,7 +35,7 @@ def weights_of(folder):
 
 
 def test_without_pruning_it_is_the_digits_run(tiny_digits, tiny_images, tmp_path):
-    plain = replace(tiny_images, network="dense", prune=0.0, evaluation_samples=0)
+    plain = replace(tiny_images, network="dense", prune=0.0, evaluation_samples=0, student_lr=tiny_digits.student_lr)
     found, expected = plain.run(tmp_path / "images"), tiny_digits.run(tmp_path / "digits")
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -103,3 +107,127 @@ def test_report(tiny_images, tmp_path, capsys):
     page = (tmp_path / "run" / "report.md").read_text()
     assert "6-5 hidden channels" in page and "left 4-4" in page
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"layer-scores", "matches"}
+
+
+def test_wide_convolutional_students_stay_alive_by_default(tmp_path):
+    options = Images(network="convolutional", multi=(5,), teacher_steps=30, student_steps=3, measurements=2)
+    results = options.run(tmp_path)
+    assert (results.constant_students.isel(step=-1) < 125).all()
+
+
+def test_augmented_epochs(tiny_images, tmp_path):
+    (tmp_path / "files").mkdir()
+    write_cifar10(tmp_path / "files")
+    options = replace(
+        tiny_images, data="cifar10", folder=str(tmp_path / "files"), augment=True, batch_size=5, prune=0.0
+    )
+    x = options.splits().train.x
+    draw = options.inputs(x, 7)
+    assert torch.equal(draw(2), data.crops_and_flips(x, seed=7, epoch=2))
+    flat = replace(options, network="dense")
+    assert torch.equal(flat.inputs(x.flatten(1), 7)(2), draw(2).flatten(1))
+    found = options.run(tmp_path / "augmented")
+    plain = replace(options, augment=False).run(tmp_path / "plain")
+    assert (found.loss.isel(step=-1) != plain.loss.isel(step=-1)).all()
+    with pytest.raises(ValueError, match="augment: got True with digits"):
+        replace(tiny_images, augment=True).run(tmp_path / "digits")
+
+
+def test_activations_are_never_those_of_all_images():
+    seen = []
+    network = ConvNet((1, 8, 8), [2], 10)
+    network.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    samples = data.Samples(data.gaussian(700, (1, 8, 8)), torch.arange(700) % 10)
+    with torch.no_grad():
+        expected = network(samples.x).argmax(1)
+    del seen[:]
+    assert torch.equal(classes(network, samples.x), expected)
+    assert accuracy(network, samples) == (expected == samples.y).double().mean()
+    assert max(seen) <= 256
+
+
+def test_subnormal_weights_are_flushed(tiny_images, tmp_path, monkeypatch):
+    tiny = torch.finfo(torch.float32).tiny
+    network = MLP([2, 1, 1], bias=False)
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.tensor([[tiny / 2, tiny]]))
+        network.layers[1].weight.copy_(torch.tensor([[-tiny / 4]]))
+    flush_(network)
+    assert network.layers[0].weight.tolist() == [[0.0, tiny]] and network.layers[1].weight.item() == 0.0
+
+    def spoilt(*arguments, **options):
+        history = train(*arguments, **options)
+        with torch.no_grad():
+            arguments[1].layers[0].weight[0] = tiny / 2
+        return history
+
+    train = digits.train
+    monkeypatch.setattr(digits, "train", spoilt)
+    weights = replace(tiny_images, prune=0.0).run(tmp_path) and weights_of(tmp_path)
+    assert (weights["teacher.w1"][0] == 0).all()
+
+
+class Stopping(Console):
+    """A console that notes where each stage begins, and on which somebody presses Ctrl-C in a stage at a step."""
+
+    def __init__(self, stage=0, step=10**9):
+        super().__init__(quiet=True)
+        self.begun, self.at = [], (stage, step)
+
+    def stage(self, title, unit="steps"):
+        inner, number = super().stage(title, unit), len(self.begun)
+        self.begun.append(None)
+        console = self
+
+        class Stage:
+            def __enter__(self):
+                advance = inner.__enter__()
+
+                def noted(done, total):
+                    if console.begun[number] is None:
+                        console.begun[number] = done
+                    if number == console.at[0] and done >= console.at[1]:
+                        raise KeyboardInterrupt
+                    advance(done, total)
+
+                return noted
+
+            def __exit__(self, *error):
+                return inner.__exit__(*error)
+
+        return Stage()
+
+
+@pytest.mark.parametrize(("stage", "step"), [(0, 1), (1, 3), (2, 8)])
+def test_a_run_goes_on_within_a_training(stage, step, tiny_images, tmp_path):
+    options = replace(tiny_images, teacher_steps=300)
+    whole = options.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        options.run(tmp_path / "broken", console=Stopping(stage, step))
+    console = Stopping()
+    assert options.run(tmp_path / "broken", console=console).identical(whole)
+    assert console.begun[0] >= step and not any(console.begun[1:])
+
+
+def test_a_teacher_that_diverges_is_refused(tiny_images, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^teacher_lr: got 1e\+30, with which the teacher diverges at step \d+; takes"
+    ):
+        replace(tiny_images, teacher_lr=1e30).run(tmp_path)
+
+
+def test_students_that_diverge_are_reported(tiny_images, tmp_path):
+    results = replace(tiny_images, student_lr=50.0, student_steps=60, network="dense", prune=0.0).run(tmp_path)
+    assert (results.diverged_step > 0).all() and results.loss.isel(step=-1).isnull().all()
+    assert results.loss.isel(step=0).notnull().all()
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert "| student 2× | diverged | – | – |" in page and "| 1 | 2× | – |" in page and "| nan" not in page
+
+
+def test_layers_without_live_nodes_are_reported(tiny_images, tmp_path):
+    results = tiny_images.run(tmp_path)
+    assert "no node varies" not in {row[2] for row in layer_table(results, [4, 4]).rows}
+    results.layer_score.loc[{"layer": 2, "multi": 1}] = np.nan
+    rows = {(row[0], row[1]): row[2] for row in layer_table(results, [4, 4]).rows}
+    assert [layer for layer, score in rows.items() if score == "no node varies"] == [("2", "1×")]

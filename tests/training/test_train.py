@@ -359,6 +359,19 @@ def test_progress_is_reported_to_the_end():
     assert reports[0] == (0, 13) and reports[-1] == (13, 13)
 
 
+def test_labels_belong_to_the_samples_of_every_epoch():
+    labels = torch.randint(C, (N,), generator=torch.Generator().manual_seed(0))
+    epochs = [inputs(seed=epoch) for epoch in range(3)]
+    found, expected = mlp(), mlp()
+    options = {"batch_size": N, "lr": 0.1, "snapshots": ()}
+    history = train(labels, found, lambda epoch: epochs[epoch], epochs=3, **options)
+    for epoch, x in enumerate(epochs):
+        loss = train(labels, expected, x, epochs=1, **options).loss
+        torch.testing.assert_close(history.loss[epoch], loss[0])
+    for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 LABELS = torch.zeros(N, dtype=torch.int64)
 REFUSED = {
     "data empty": ({"data": torch.zeros(0, D).double()}, "data: got shape"),
@@ -373,7 +386,10 @@ REFUSED = {
     "teacher kind": ({"teacher": [0] * N}, "teacher: got list"),
     "teacher outputs": ({"teacher": MLP([D, 4, 1], dtype=torch.float64)}, "teacher: got 1 outputs"),
     "teacher dtype": ({"teacher": MLP([D, 4, C])}, "data: got dtype|teacher: got"),
-    "teacher and function": ({"teacher": LABELS, "data": lambda epoch: inputs()}, "teacher: got answers"),
+    "teacher and function": (
+        {"teacher": torch.zeros(N, C).double(), "data": lambda epoch: inputs()},
+        "teacher: got outputs",
+    ),
     "labels count": ({"teacher": LABELS[:3]}, "teacher: got shape"),
     "labels high": ({"teacher": LABELS + 2}, "teacher: got labels from 2 to 2"),
     "labels low": ({"teacher": LABELS - 1}, "teacher: got labels from -1"),
