@@ -27,7 +27,7 @@ def images_blocks(results: xr.Dataset, config: Mapping[str, Any], name: str = ""
         else ""
     )
     return [
-        Heading(f"Students of a {config['network']} teacher of {DATA[config['data']]}"),
+        Heading(f"Students of a {'pruned ' * bool(pruned)}{config['network']} teacher of {DATA[config['data']]}"),
         Text(
             f"The teacher ({whole} hidden {kind}) learned {int(results.train_images):,} images from their labels: "
             f"{percent(before)} right on {int(results.held_out_images):,} held-out ones.{pruned} The students saw no "

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fastspec.initialization import WeightLayer
 from fastspec.networks import MLP, ConvNet
 from fastspec.ops.checks import check_real, refuse
 
@@ -24,12 +23,13 @@ class Pruned(Generic[AnyNetwork]):
     kept: list[Tensor]
 
 
-def mean_fan_out(above: WeightLayer, nodes: int) -> Tensor:
+def mean_fan_out(above: Tensor, nodes: int) -> Tensor:
     """Mean absolute weight from each of `nodes` nodes (or channels) into the layer above, [nodes].
 
-    A linear layer on flattened channels has several columns for each channel, side by side.
+    above: weights of that layer, [out, in, ...]. A linear layer on flattened channels has several columns for each
+    channel, side by side.
     """
-    return above.weight.detach().abs().reshape(above.weight.shape[0], nodes, -1).mean(dim=(0, 2))
+    return above.detach().abs().reshape(len(above), nodes, -1).mean(dim=(0, 2))
 
 
 def prune(network: AnyNetwork, fractions: float | Sequence[float]) -> Pruned[AnyNetwork]:
@@ -50,7 +50,7 @@ def prune(network: AnyNetwork, fractions: float | Sequence[float]) -> Pruned[Any
     kept = []
     for fraction, nodes, above in zip(values, widths, network.layers[1:], strict=True):
         check_real("fractions", fraction, "numbers of at least 0 and below 1", 0.0, 1 - 2**-53)
-        order = mean_fan_out(above, nodes).argsort(stable=True)
+        order = mean_fan_out(above.weight, nodes).argsort(stable=True)
         # the addition undoes rounding as in 0.29 * 100 = 28.999999999999996
         removed = min(int(fraction * nodes + 1e-9), nodes - 1)
         kept.append(order[removed:].sort().values)

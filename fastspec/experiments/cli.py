@@ -24,7 +24,7 @@ from fastspec.experiments.digits import Digits
 from fastspec.experiments.doctor import show_plans
 from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.files import load_data, load_student, load_teacher
-from fastspec.experiments.images import Images
+from fastspec.experiments.images import CIFAR10, Images
 from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.matrix_dynamics import MatrixDynamics
 from fastspec.experiments.ode import Ode
@@ -117,10 +117,16 @@ def digits(experiment: OmitArgPrefixes[Digits], out: Path = RUNS / "digits", ove
     _run(experiment, out, overwrite)
 
 
-def images(experiment: OmitArgPrefixes[Images], out: Path = RUNS / "images", overwrite: bool = False) -> None:
+def images(
+    experiment: OmitArgPrefixes[Images],
+    preset: Literal["cifar10"] | None = None,
+    out: Path = RUNS / "images",
+    overwrite: bool = False,
+) -> None:
     """Students of dense or convolutional teachers of digits, MNIST or CIFAR-10, pruned or not.
 
     Args:
+        preset: Start from the networks of Student Specialization on CIFAR-10; options beside it replace its own.
         out: Folder of the run; an unfinished run there goes on.
         overwrite: Throw away another run in that folder.
     """
@@ -259,6 +265,7 @@ PRESETS: dict[str, tuple[str, Callable[..., None], Experiment]] = {
     "luck-matters": ("deep", deep, LUCK_MATTERS),
     "student-specialization": ("deep", deep, STUDENT_SPECIALIZATION),
     "arpit2019": ("init", init, ARPIT2019),
+    "cifar10": ("images", images, CIFAR10),
 }  # command, what runs it, and its options
 
 

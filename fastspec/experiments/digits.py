@@ -94,6 +94,11 @@ class Digits(Experiment):
             check_not_negative(name, getattr(self, name))
 
     @property
+    def student_rate(self) -> float:
+        """The learning rate of the students."""
+        return self.student_lr
+
+    @property
     def snapshots(self) -> list[int]:
         """The steps at which students are measured."""
         return logarithmic_steps(self.student_steps, self.measurements)
@@ -175,6 +180,7 @@ class Digits(Experiment):
         student = student_like(teacher, multi=multi, seed=seed)  # type: ignore[type-var]
         student = student.to(default_device())
         clock = Clock(folder.path / TIMINGS, folder.timings())
+        number, students = self.multi.index(multi) * self.seeds + seed + 1, len(self.multi) * self.seeds
 
         def row(step: int) -> Path:
             return folder.part(f"{stem}.step{step}.safetensors")
@@ -186,7 +192,7 @@ class Digits(Experiment):
             clock.save()
 
         with (
-            console.stage(f"{self.name}: a {multi}× student learns logits") as advance,
+            console.stage(f"{self.name}: student {number} of {students}, {multi}×, learns logits") as advance,
             clock.until_left(stem, "training"),
         ):
             history = train(
@@ -196,7 +202,7 @@ class Digits(Experiment):
                 steps=self.student_steps,
                 batch_size=self.batch_size,
                 replacement=True,
-                lr=self.student_lr,
+                lr=self.student_rate,
                 schedule=half_cosine(self.student_steps),
                 optimizer=partial(torch.optim.Adam, fused=True),
                 input_noise=self.student_noise,

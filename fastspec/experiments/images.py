@@ -54,8 +54,9 @@ class Images(Digits):
     epoch."""
     teacher_noise: float = 0.5
     """Input noise of the teacher's training, in units of the scaled pixels."""
-    student_lr: float = 0.001
-    """Learning rate of the students; with 0.005, convolutional ones of 250 channels lose all their nodes at once."""
+    student_lr: float = 0.0
+    """Learning rate of the students; 0 for 0.005 of dense and 0.001 of convolutional ones, of which wide ones lose all
+    nodes at once with 0.005."""
 
     @property
     def single_threaded(self) -> bool:  # type: ignore[override]
@@ -79,6 +80,10 @@ class Images(Digits):
         if self.network == "convolutional" and len(self.hidden) > (side - 1) // 2:
             takes = f"at most {(side - 1) // 2} on {side} x {side} pixels"
             refuse("hidden", f"{len(self.hidden)} convolutions", takes)
+
+    @property
+    def student_rate(self) -> float:
+        return self.student_lr or (0.001 if self.network == "convolutional" else Digits.student_lr)
 
     def splits(self) -> Splits:
         if self.data == "digits":
@@ -119,3 +124,18 @@ def _first(samples: Samples, count: int, shape: tuple[int, ...]) -> Samples:
     """The first `count` samples, 0 for all, with inputs of another shape."""
     chosen = slice(count or None)
     return Samples(samples.x[chosen].reshape(-1, *shape), samples.y[chosen])
+
+
+CIFAR10 = Images(
+    data="cifar10",
+    network="convolutional",
+    hidden=(64, 64, 64, 64),
+    multi=(1, 2),
+    evaluation_samples=0,
+    augment=True,
+    teacher_steps=78_100,
+    teacher_lr=0.001,
+    teacher_noise=0.0,
+    student_steps=78_100,
+    student_noise=0.0,
+)  # 100 epochs each of 781 batches

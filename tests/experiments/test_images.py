@@ -11,11 +11,11 @@ from image_folders import write_cifar10, write_mnist
 
 from fastspec import data
 from fastspec.digits_report import layer_table
-from fastspec.experiments import digits
+from fastspec.experiments import cli, digits
 from fastspec.experiments.cli import main
 from fastspec.experiments.console import Console
 from fastspec.experiments.digits import accuracy, classes, flush_, measurement
-from fastspec.experiments.images import Images
+from fastspec.experiments.images import CIFAR10, Images
 from fastspec.networks import MLP, ConvNet
 from fastspec.pruning import prune
 from fastspec.tensor_files import load_tensors
@@ -35,7 +35,7 @@ def weights_of(folder):
 
 
 def test_without_pruning_it_is_the_digits_run(tiny_digits, tiny_images, tmp_path):
-    plain = replace(tiny_images, network="dense", prune=0.0, evaluation_samples=0, student_lr=tiny_digits.student_lr)
+    plain = replace(tiny_images, network="dense", prune=0.0, evaluation_samples=0)
     found, expected = plain.run(tmp_path / "images"), tiny_digits.run(tmp_path / "digits")
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -103,7 +103,7 @@ def test_damaged_files_are_named(tiny_images, tmp_path):
 def test_report(tiny_images, tmp_path, capsys):
     tiny_images.run(tmp_path / "run")
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert "convolutional teacher of scikit-learn's digits" in capsys.readouterr().out
+    assert "Students of a pruned convolutional teacher of scikit-learn's digits" in capsys.readouterr().out
     page = (tmp_path / "run" / "report.md").read_text()
     assert "6-5 hidden channels" in page and "left 4-4" in page
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"layer-scores", "matches"}
@@ -172,10 +172,11 @@ class Stopping(Console):
 
     def __init__(self, stage=0, step=10**9):
         super().__init__(quiet=True)
-        self.begun, self.at = [], (stage, step)
+        self.titles, self.begun, self.at = [], [], (stage, step)
 
     def stage(self, title, unit="steps"):
         inner, number = super().stage(title, unit), len(self.begun)
+        self.titles.append(title)
         self.begun.append(None)
         console = self
 
@@ -207,6 +208,7 @@ def test_a_run_goes_on_within_a_training(stage, step, tiny_images, tmp_path):
     console = Stopping()
     assert options.run(tmp_path / "broken", console=console).identical(whole)
     assert console.begun[0] >= step and not any(console.begun[1:])
+    assert console.titles[-1] == "images: student 4 of 4, 2×, learns logits"
 
 
 def test_a_teacher_that_diverges_is_refused(tiny_images, tmp_path):
@@ -231,3 +233,11 @@ def test_layers_without_live_nodes_are_reported(tiny_images, tmp_path):
     results.layer_score.loc[{"layer": 2, "multi": 1}] = np.nan
     rows = {(row[0], row[1]): row[2] for row in layer_table(results, [4, 4]).rows}
     assert [layer for layer, score in rows.items() if score == "no node varies"] == [("2", "1×")]
+
+
+def test_the_preset_is_asked_for_by_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda *call: asked.append(call))
+    assert main(["images", "--preset", "cifar10", "--folder", "files", "--prune", "0.1"]) == 0
+    assert asked == [(replace(CIFAR10, folder="files", prune=0.1), cli.RUNS / "images-cifar10", False)]
+    assert CIFAR10.untrained().architecture() == ConvNet((3, 32, 32), [64] * 4, 10).architecture()
