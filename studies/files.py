@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from fastspec.atomic_files import write_atomically
+from fastspec.experiments.experiment import Experiment
 from fastspec.experiments.results import RunFolder, netcdf
 from fastspec.ops.checks import refuse
 from fastspec.report import Block, Text, markdown, provenance_table, write_figures, write_text
@@ -91,3 +92,15 @@ def write_study(out: Path, title: str, blocks: Sequence[Block], summaries: Mappi
     write_text(out / "README.md", markdown(title, blocks))
     for name, arrays in summaries.items():
         write_atomically(out / name, partial(Path.write_bytes, data=netcdf(arrays)))
+
+
+def command(start: str, config: Mapping[str, Any], experiment: Experiment) -> str:
+    """The command line that asks for a run's configuration: how it starts, then what differs from `experiment`."""
+    parts = [start]
+    for option, value in config.items():
+        default = getattr(experiment, option)
+        if value != (list(default) if isinstance(default, tuple) else default):
+            name = "--" + option.replace("_", "-")
+            given = value if isinstance(value, list) else [value]
+            parts.append(name if value is True else " ".join([name, *map(str, given)]))
+    return " ".join(parts)

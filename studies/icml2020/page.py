@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,6 +12,7 @@ from fastspec.experiments.two_layer import ICML2020
 from fastspec.figures import at, early_step
 from fastspec.report import Block, Heading, Picture, Table, Text, provenance_table
 from fastspec.two_layer_report import figures
+from studies.files import command
 from studies.icml2020.comparison import find
 from studies.icml2020.published import READINGS, TEACHER_NODES
 
@@ -131,28 +131,13 @@ def _origin(folders: Mapping[str, RunFolder]) -> list[Block]:
     for name, folder in folders.items():
         sums = seconds(folder)
         took = ", ".join(f"{activity} {seconds / 60:.1f} min" for activity, seconds in sums.items())
-        blocks.append(Text(f"`{_command(folder)}` ({name}): {took} of wall time. Its arrays: `{summary_file(name)}`."))
+        asked = command("fastspec two-layer --preset icml2020", folder.config, ICML2020)
+        blocks.append(Text(f"`{asked}` ({name}): {took} of wall time. Its arrays: `{summary_file(name)}`."))
         blocks.append(provenance_table(folder.provenance))
     blocks.append(
         Text("`python -m studies.icml2020 RUN OWN_TEACHERS_RUN` wrote this page from the folders of both runs.")
     )
     return blocks
-
-
-def _command(folder: RunFolder) -> str:
-    """The command line that asks for a run's configuration."""
-    parts = ["fastspec two-layer --preset icml2020"]
-    for option, value in folder.config.items():
-        if _plain(value) != _plain(getattr(ICML2020, option)):
-            name = "--" + option.replace("_", "-")
-            parts.append(
-                name if value is True else f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-            )
-    return " ".join(parts)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def seconds(folder: RunFolder) -> dict[str, float]:
