@@ -178,8 +178,8 @@ def _unit_scale(gram: Tensor, constant: Tensor) -> Tensor:
 
 
 def _above(values: Tensor, rtol: float) -> Tensor:
-    """Which eigenvalues [.., k], ascending, are positive and above rtol times the largest."""
-    return (values > 0) & (values > rtol * values[..., -1:])
+    """Which eigenvalues [.., k], ascending, are above rtol times the largest, and so positive."""
+    return values > rtol * values[..., -1:]
 
 
 def _leading(values: Tensor, variance: float) -> Tensor:

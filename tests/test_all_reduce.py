@@ -44,10 +44,12 @@ def worker(rank: int, folder: str) -> None:
             share(*((0, split) if rank == 0 else (split, stop))).all_reduce().save(f"{folder}/{name} {rank}")
         nothing = CrossMoments.zeros(M, N).all_reduce()
         assert int(nothing.count) == 0
-        try:
-            CrossMoments.zeros(M, N + rank).all_reduce()
-        except ValueError as error:
-            Path(f"{folder}/error {rank}").write_text(str(error))
+        for what in ("nodes", "coactivation", "grams"):
+            options = {what: rank == 0} if what != "nodes" else {}
+            try:
+                CrossMoments.zeros(M, N + rank * (what == "nodes"), **options).all_reduce()
+            except ValueError as error:
+                Path(f"{folder}/{what} {rank}").write_text(str(error))
     finally:
         dist.destroy_process_group()
 
@@ -68,5 +70,7 @@ def test_two_processes_get_what_one_would(tmp_path) -> None:
         # a node that is constant everywhere stays exactly so
         assert float(first.teacher_mean[-1]) == CONSTANT and float(first.teacher_scatter[-1]) == 0
         assert (first.student_scatter[:, -1] == 0).all()
-    for rank in range(2):
-        assert "[3, 6, -1, 0, 0] on rank 1, [3, 5, -1, 0, 0] on rank 0" in (tmp_path / f"error {rank}").read_text()
+    refused = {"nodes": ([3, 5, -1, 0, 0], [3, 6, -1, 0, 0]), "coactivation": ([3, 5, -1, 1, 0], [3, 5, -1, 0, 0])}
+    for what, (first, second) in {**refused, "grams": ([3, 5, -1, 0, 1], [3, 5, -1, 0, 0])}.items():
+        for rank in range(2):
+            assert f"{second} on rank 1, {first} on rank 0" in (tmp_path / f"{what} {rank}").read_text()

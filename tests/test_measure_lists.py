@@ -20,6 +20,7 @@ def test_a_list_of_students_is_each_of_them():
         torch.testing.assert_close(mine.loss, alone.loss)
         for name, moments in alone.layers.items():
             torch.testing.assert_close(mine.layers[name].tensors(), moments.tensors())
+    assert f"medians over the students, loss {together.loss.median():.4g}" in str(together)
 
 
 @pytest.mark.parametrize(

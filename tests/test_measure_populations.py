@@ -12,9 +12,9 @@ from fastspec.networks import MLP
 from fastspec.populations import Population
 
 
-@pytest.mark.parametrize("slab_bytes", [64 * 2**20, 1])
+@pytest.mark.parametrize("slab_bytes", [layerwise.SLAB_BYTES, 1])
 def test_a_ragged_population_equals_its_students(slab_bytes: int, monkeypatch) -> None:
-    monkeypatch.setattr(layerwise, "ACTIVATION_BYTES", slab_bytes)
+    monkeypatch.setattr(layerwise, "SLAB_BYTES", slab_bytes)
     teacher, students = population()
     x = inputs()
     result = measure(teacher, students, x, batch_size=40, coactivation=True, grams=True)
@@ -46,6 +46,15 @@ def test_students_side_by_side_are_in_the_populations_order(order: list[int], gr
         for name in ("student_mean", "student_scatter", "student_active", "cross_scatter", "coactive"):
             of_student = getattr(joined, name)[..., students.nodes(k)]
             assert torch.equal(of_student, getattr(result.moments(k), name)), name
+
+
+def test_the_text_has_medians_of_each_width() -> None:
+    teacher, _ = population()
+    students = Population.from_weights([network(5, seed=k).weights() for k in range(3)])
+    result = measure(teacher, students, inputs())
+    row = str(result).splitlines()[2].split()
+    assert row[0] == "3" and row[-1] == f"{result.loss.median():.4g}" != f"{result.loss.mean():.4g}"
+    assert row[4] == f"{result.layer_score.median():.4f}"
 
 
 @pytest.mark.parametrize("threads", [2, 3])

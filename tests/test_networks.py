@@ -73,6 +73,14 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert abs(float(weight.std()) - (40 * 3) ** -0.5) < 0.005  # U(-1, 1) / sqrt(40)
 
 
+def test_networks_are_made_on_the_default_device_or_on_the_one_asked_for():
+    with torch.device("meta"):
+        assert {p.device.type for p in MLP([2, 3, 1]).parameters()} == {"meta"}
+        here = student_like(MLP([2, 3, 1], device="cpu"), init="normal")
+    there = student_like(MLP([2, 3, 1]), init="normal")
+    assert torch.equal(here.layers[0].weight, there.layers[0].weight)
+
+
 def test_from_weights_copies_and_weights_gives_copies():
     w1, w2, b1 = inputs(3, 5), inputs(2, 3), inputs(3)
     network = MLP.from_weights([(w1, b1), (w2, None)])
@@ -193,7 +201,7 @@ def test_pruned_mlp_is_the_network_with_fan_outs_zeroed(batch_norm):
     for above, kept, removed in zip(network.linears[1:], pruned.kept, (3, 4), strict=True):
         strength = above.weight.detach().abs().mean(0)
         gone = [i for i in range(len(strength)) if i not in kept.tolist()]
-        assert len(gone) == removed
+        assert len(gone) == removed and kept.tolist() == sorted(kept.tolist())
         assert strength[gone].max() < strength[kept].min()
         above.weight.data[:, gone] = 0
     x = inputs(9, 6)
@@ -220,6 +228,20 @@ def test_pruned_convnet_is_the_network_with_fan_outs_zeroed():
 
 def test_pruning_keeps_at_least_one_node():
     assert prune(MLP([2, 3, 2]), 1 - 1e-12).network.widths == [2, 1, 2]
+
+
+def test_the_share_that_is_pruned_is_not_rounded_down():
+    assert 0.29 * 100 < 29
+    assert prune(MLP([2, 100, 2]), 0.29).network.widths == [2, 71, 2]
+
+
+def test_autocast_takes_inputs_of_its_own_precision():
+    network = MLP([3, 4, 2])
+    x = inputs(5, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"x: got dtype torch.bfloat16"):
+        network(x)
 
 
 W = torch.ones(3, 2)
@@ -250,6 +272,7 @@ MLP_2_3_1 = MLP([2, 3, 1])
         (lambda: MLP.from_weights([(W, None), (W.T.double(), None)]), r"layers\[1\] weight: got dtype torch.float64"),
         (lambda: MLP.from_weights([(W.tolist(), None)]), r"layers\[0\] weight: got list"),
         (lambda: ConvNet((1, 4, 4), [2, 2], 3), "input_shape: got .* height and width of at least 5"),
+        (lambda: ConvNet((1, 9, 4), [2, 2], 3), "input_shape: got .* height and width of at least 5"),
         (lambda: ConvNet((4, 4), [2], 3), r"input_shape: got \(4, 4\); takes \(channels, height, width\)"),
         (lambda: ConvNet((1, 4, 4), [], 3), "channels: got"),
         (lambda: ConvNet((1, 4, 4), [2], 0), "outputs: got 0"),

@@ -79,6 +79,7 @@ def test_best_matches_and_rank() -> None:
     assert moments.best_teacher().indices.tolist() == [1, 0, 0]
     assert moments.match_counts().tolist() == [[2, 1], [2, 0], [1, 0], [1, 0], [1, 0], [1, 0]]
     assert moments.match_counts(0.7).tolist() == [1, 0]  # strictly above
+    assert moments.match_counts([0.7]).tolist() == [[1, 0]]
     assert moments.covered((0.5, 0.6)).tolist() == [[True, True], [True, False]]
     assert moments.coverage((0.5, 0.6)).tolist() == [1.0, 0.5]
     assert float(moments.layer_score()) == pytest.approx((0.96 + 0.55) / 2)
@@ -151,3 +152,5 @@ def test_overlaps() -> None:
     torch.testing.assert_close(result.teacher_teacher, t @ t.T / 4)
     with pytest.raises(ValueError, match="student_weight: got shape"):
         overlaps(t, s[..., :3])
+    with pytest.raises(ValueError, match=r"student_weight: got shape \[2, 3, 0\]; .* above 0"):
+        overlaps(t[:, :0], s[:2, :3, :0])

@@ -23,13 +23,13 @@ STD = {"normal": 0.005, "perturb": 0.1, "adv": 0.005, "help": 0.005}
 def normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
     """Fill with N(0, std^2); the numbers do not depend on the tensor's device."""
     with torch.no_grad():
-        tensor.copy_(std * torch.randn(tensor.shape, dtype=torch.float64, generator=generator))
+        tensor.copy_(std * torch.randn(tensor.shape, dtype=torch.float64, generator=generator, device="cpu"))
 
 
 def uniform_(tensor: Tensor, low: float, high: float, generator: torch.Generator) -> None:
     """Fill with U(low, high); the numbers do not depend on the tensor's device."""
     with torch.no_grad():
-        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, dtype=torch.float64, generator=generator))
+        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, dtype=torch.float64, generator=generator, device="cpu"))
 
 
 def default_(layers: Sequence[WeightLayer], generator: torch.Generator) -> None:

@@ -112,7 +112,7 @@ def _probability(a: Tensor, c: Tensor, rho: Tensor) -> Tensor:
     tails = _owens_t(a, _gap(a, c, rho) / (a * r)) + _owens_t(c, _gap(c, a, rho) / (c * r))
     opposite = (a * c < 0) | ((a * c == 0) & (a + c < 0))
     found = (p_a + p_c) / 2 - tails - torch.where(opposite, 0.5, 0.0)
-    parallel = torch.where(rho > 0, torch.minimum(p_a, p_c), (p_a + p_c - 1).clamp(min=0))
+    parallel = torch.where(rho > 0, torch.minimum(p_a, p_c), p_a + p_c - 1)
     found = torch.where(r == 0, parallel, torch.where((a == 0) & (c == 0), without, found))
     return found.clamp(0, 1)
 

@@ -66,15 +66,13 @@ def batch_norm_projections(teacher: nn.Module, student: nn.Module, x: Tensor) ->
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: _projection(norms[name], z.detach(), g) for (name, z), g in zip(inputs.items(), gradients, strict=True)
-    }
+    return {name: _projection(z.detach(), g) for (name, z), g in zip(inputs.items(), gradients, strict=True)}
 
 
-def _projection(norm: _BatchNorm, x: Tensor, gradient: Tensor) -> Projection:
+def _projection(x: Tensor, gradient: Tensor) -> Projection:
     """x, gradient [N, nodes, *space]."""
     rows, g = (side.movedim(1, -1).flatten(0, -2) for side in (x, gradient))
-    normal = (rows - rows.mean(0)) / (rows.var(0, correction=0) + float(norm.eps)).sqrt()
+    normal = rows - rows.mean(0)  # up to a scale, which cancels
     found = [(part.sum(0).abs() / part.abs().sum(0)).nan_to_num(0.0) for part in (g, g * normal)]
     return Projection(*found)
 

@@ -31,7 +31,9 @@ def test_small_angles_are_accurate(angle):
     u = torch.nn.functional.normalize(normal(2, 30), dim=1)
     v = u[1] - (u[1] @ u[0]) * u[0]
     turned = math.cos(angle) * u[0] + math.sin(angle) * v / v.norm()
-    assert float(alignment((u[:1], None), (7 * turned[None], None)).angle) == pytest.approx(angle, abs=3e-16)
+    many = (7 * turned).expand(30, -1)  # for so many torch.cdist would subtract squares
+    found = alignment((u[:1], None), (many, None)).angle
+    assert found.flatten().tolist() == pytest.approx([angle] * 30, abs=3e-16)
 
 
 def test_a_node_without_a_direction_is_nan():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from theory_problems import DEPTHS, F64, INPUTS, OUTPUTS, by_hand, convolutional, module, normal, pair, randomize
@@ -255,6 +257,14 @@ BAD = {
         ValueError,
         r"student, layer 'norms.0': got BatchNorm1d with the statistics of the batch; takes evaluation mode",
     ),
+    "no running statistics": (
+        RELUS,
+        sequence(nn.Linear(INPUTS, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.ReLU(), *list(RELUS)[2:]),
+        X,
+        {},
+        ValueError,
+        "student, layer '1': got BatchNorm1d with the statistics of the batch",
+    ),
     "teacher in training": (
         training(pair(3, batch_norm="before")[0]),
         S,
@@ -345,3 +355,31 @@ def test_weights_that_are_not_finite():
         student.layers[1].bias[2] = float("inf")
     with pytest.raises(ValueError, match="student, bias of layer 2: got 1 of"):
         backward_gram(teacher, student, X)
+    teacher, student = convolutional(1, [3, 2]), convolutional(2, [4, 5])
+    with torch.no_grad():
+        student.head.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"data, hidden1: got .* NaN"):
+        backward_gram(teacher, student, normal(2, 2, 6, 6))
+
+
+def test_half_precision():
+    """Small integers, which bfloat16 holds: the matrices are those of float64."""
+    draw = torch.Generator().manual_seed(0)
+
+    def layers(*widths):
+        return [(torch.randint(-2, 3, (n, d), generator=draw).double(), None) for d, n in pairwise(widths)]
+
+    teacher, student = fs.MLP.from_weights(layers(3, 2, 3, 2)), fs.MLP.from_weights(layers(3, 4, 3, 2))
+    x = torch.randint(-2, 3, (16, 3), generator=draw).double()
+    exact = backward_gram(teacher, student, x)
+    found = backward_gram(teacher.bfloat16(), student.bfloat16(), x.bfloat16())
+    for name, gram in found.items():
+        for a, b in zip(matrices(gram), matrices(exact[name]), strict=True):
+            assert torch.equal(a, b) and b.any()
+
+
+def test_dropout_of_nothing_may_train():
+    dropping = sequence(*list(RELUS)[:4], nn.Dropout(0.0), RELUS[4])
+    dropping[4].train()
+    gram, want = (list(backward_gram(RELUS, network, X).values()) for network in (dropping, RELUS))
+    assert torch.equal(gram[0].beta_student_student, want[0].beta_student_student)

@@ -46,18 +46,29 @@ def test_terms_are_those_of_the_matrices():
         torch.testing.assert_close(found.student_term, (b @ f_s[layer].unsqueeze(-1)).squeeze(-1))
 
 
-def test_the_terms_are_not_taken_from_autograd(monkeypatch):
+@pytest.mark.parametrize("batch_norm", [None, "before", "after"])
+def test_the_terms_are_not_taken_from_autograd(batch_norm, monkeypatch):
     """A wrong weight in the maps is seen."""
     original = gradients.chain
 
     def spoiled(side, network):
         found = original(side, network)
         if side == "student":
-            found.weights[1][0, 0] += 1e-6
+            found.weights[1] += 1e-6
         return found
 
     monkeypatch.setattr(gradients, "chain", spoiled)
-    assert gradient_terms(*pair(3), normal(40, INPUTS))["hidden1"].error() > 1e-8
+    assert gradient_terms(*pair(3, batch_norm=batch_norm), normal(40, INPUTS))["hidden1"].error() > 1e-8
+
+
+def test_errors_and_gaps_are_relative_to_the_larger_term():
+    gradient, gate, small, large = (torch.tensor([[a, b]], dtype=F64) for a, b in ((0, 1), (1, 0.5), (1, 2), (2, 8)))
+    for teacher, student in ((small, large), (large, small)):
+        terms = gradients.GradientTerms(gradient, gate, teacher, student)
+        difference = gate * (teacher - student) - gradient
+        assert terms.error() == float(difference.abs().max()) / 8 and terms.gap() == 1 / 8
+    assert gradients.GradientTerms(*[torch.zeros(1, 2)] * 4).error() == 0
+    assert gradients.GradientTerms(*[torch.zeros(3, 0)] * 4).gap() == 0  # of a layer without nodes
 
 
 def test_chunks(monkeypatch):

@@ -61,3 +61,11 @@ def test_data_that_can_be_read_twice():
         torch.testing.assert_close(l_shape(teacher, student, data)["hidden1"].strength, whole)
     with pytest.raises(TypeError, match=r"data: got a .*iterator, which can be read once; takes a tensor"):
         l_shape(teacher, student, iter([x]))
+
+
+def test_samples_at_a_time_are_bounded():
+    teacher, student = module(2, 0), module(3, 1)
+    sizes = []
+    with student[0].register_forward_hook(lambda layer, given, output: sizes.append(len(output))):
+        l_shape(teacher, student, normal(20, 1, 8, 8), batch_size=8)
+    assert sizes == 2 * [8, 8, 4]
