@@ -82,8 +82,6 @@ def _state(network: object) -> Mapping[str, Tensor]:
         state = _read(Path(network), name)
     else:
         name, state = "network", network
-    if isinstance(state, nn.Module):
-        state = state.state_dict()
     for key in NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

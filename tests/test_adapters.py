@@ -365,3 +365,27 @@ def test_activations_that_are_not_finite_name_batch_layer_and_side(teacher, stud
         teacher.classifier[3].bias[0] = torch.inf
     with pytest.raises(ValueError, match="data, batch 0, outputs of the teacher: got 11 of 55 values"):
         measure(teacher, student, images())
+
+
+def test_batches_without_samples_are_passed_over() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(20, 3)
+    found, whole = measure(network, network, [x[:5], x[:0], x[5:]]), measure(network, network, [x[:5], x[5:]])
+    assert found.samples == 20
+    for name, moments in whole.layers.items():
+        torch.testing.assert_close(found.layers[name].tensors(), moments.tensors(), rtol=0, atol=0)
+
+
+class TwoPrecisions(nn.Module):
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.top, self.low, self.relu = nn.Linear(4, 2).double(), nn.Linear(3, 4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.relu(self.low(x)).double())
+
+
+def test_networks_of_two_precisions_take_what_they_take() -> None:
+    found = measure(TwoPrecisions(0), TwoPrecisions(1), torch.randn(9, 3))
+    assert found.samples == 9 and float(found.loss) > 0

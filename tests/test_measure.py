@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastspec import layerwise
+from fastspec.batches import Batch, gather
 from fastspec.measure import measure
 from fastspec.measurement import Measurement
 from fastspec.networks import MLP, ConvNet
@@ -288,3 +289,10 @@ def test_overflow_names_batches_layer_and_side() -> None:
         student.linears[1].weight.fill_(3e38)
     with pytest.raises(ValueError, match="data, batch 0, outputs of the student: got 18 of 18 values NaN or infinite"):
         measure(teacher, student, x)
+
+
+def test_batches_put_together_say_where_they_are_from() -> None:
+    x = torch.arange(13.0)[:, None]
+    parts = list(gather([Batch(x[:3], "data, batch 0"), Batch(x[3:], "data, batch 1")], 4))
+    assert [batch.place for batch in parts] == ["data, batch 0 to 1", *["data, batch 1"] * 3]
+    assert [len(batch.x) for batch in parts] == [4, 4, 4, 1] and torch.cat([batch.x for batch in parts]).equal(x)

@@ -29,7 +29,9 @@ def normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
 def uniform_(tensor: Tensor, low: float, high: float, generator: torch.Generator) -> None:
     """Fill with U(low, high); the numbers do not depend on the tensor's device."""
     with torch.no_grad():
-        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, dtype=torch.float64, generator=generator, device="cpu"))
+        tensor.copy_(
+            low + (high - low) * torch.rand(tensor.shape, dtype=torch.float64, generator=generator, device="cpu")
+        )
 
 
 def default_(layers: Sequence[WeightLayer], generator: torch.Generator) -> None:

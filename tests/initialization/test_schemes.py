@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -151,6 +152,11 @@ def test_weight_normalised_layers(name):
         torch.testing.assert_close(net[0](x), plain[0](x))
         for i in (0, 2):
             torch.testing.assert_close(net[i].weight, plain[i].weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one_norm = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 10), dim=None))
+    draw_(one_norm, name, seed=2)
+    torch.testing.assert_close(one_norm[0](x), plain[0](x))
     gains = new[0].parametrizations.weight.original0.flatten(), old[0].weight_g.flatten()
     for gain in gains:
         torch.testing.assert_close(gain, plain[0].weight.norm(dim=1))
@@ -176,6 +182,15 @@ def test_residual_branches_are_divided_by_their_number():
     with torch.no_grad():
         growth = float((net(x).norm(dim=1) / x.norm(dim=1)).mean())
     assert 1 < growth < math.e  # (1 + 1/B)^B at most
+
+
+def test_a_branch_is_not_one_whose_name_begins_alike():
+    layers = {"b1": nn.Linear(3, 3), "b10": nn.Linear(3, 3)}
+    whole, halved = nn.ModuleDict(copy.deepcopy(layers)), nn.ModuleDict(layers)
+    draw_(whole, "he_fan_out")
+    draw_(halved, "he_fan_out", branches=["b1", "b10"])
+    for name in layers:
+        torch.testing.assert_close(halved[name].weight, whole[name].weight / 2)
 
 
 def test_networks_of_any_kind():

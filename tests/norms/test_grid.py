@@ -199,6 +199,14 @@ def test_coordinate_check_of_a_grid_sees_the_scale():
     size = report.coordinate[0, :, :, 0].mean(2)[:, :, 2, 0]  # [scheme, width], uppermost hidden layer
     slope = (size[:, 2] / size[:, 0]).log() / math.log(16)
     assert abs(float(slope[0]) + 0.5) < 0.1 and abs(float(slope[1])) < 0.1  # 1 / sqrt(width), and level
+    logits = report.coordinate[0, :, :, 0, :, 3, 0].mean(-1)  # of weights N(0, 1 / width)
+    assert (0.7 < logits / size).all() and (logits / size < 1.4).all()
+
+
+def test_the_coordinate_check_looks_at_few_samples():
+    x = inputs(grid.CHECKED_SAMPLES + 9)
+    few, all_of_them = (norm_report(Grid(width=(5,), depth=(2,)), part).coordinate for part in (x[:-9], x))
+    assert torch.equal(few, all_of_them)
 
 
 @pytest.mark.parametrize(

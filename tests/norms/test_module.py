@@ -188,6 +188,22 @@ def test_tolerance_and_activation():
     assert float(norm_report(network, x)["0"].gain.mean) == pytest.approx(1.5 / math.sqrt(2), rel=0.05)
 
 
+def test_the_tolerance_is_a_factor_either_way():
+    network = nn.Linear(10, 10, bias=False)
+    for gain, verdict in ((0.82, "shrinks"), (0.84, "preserves"), (1.19, "preserves"), (1.21, "explodes")):
+        with torch.no_grad():
+            network.weight.copy_(gain * torch.eye(10))
+        assert norm_report(network, torch.randn(9, 10), activation=lambda z: z)[""].verdict == verdict
+
+
+def test_a_layer_that_is_given_nothing_shrinks():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[0].bias.fill_(-1e3)
+    found = norm_report(network, torch.randn(9, 3))["2"]
+    assert found.verdict == "shrinks" and math.isnan(found.gain.mean) and math.isnan(found.scale)
+
+
 def test_data_in_batches_of_any_kind():
     network, x = NETWORKS["own"][0](), torch.randn(30, 5)
     whole = norm_report(network, x)

@@ -73,12 +73,14 @@ def test_agrees_with_the_products_by_hand(dtype, bound, slope):
         assert_near(got, want, bound)
 
 
-def test_any_gates():
-    maps, gates, s_maps, s_gates = problem(50, 4, dtype=torch.float64)
+@pytest.mark.parametrize("outputs", [4, 20])  # few open gates are packed from 16 outputs on
+def test_any_gates(outputs):
+    maps, gates, s_maps, s_gates = problem(50, outputs, dtype=torch.float64)
     gates = [gate * torch.randn_like(gate) for gate in gates]
-    args = maps, gates, s_maps, [torch.rand_like(gate) for gate in s_gates]
-    for got, want in zip(chain_gram(*args), grams(args), strict=True):
-        assert_near(got, want, 1e-13)
+    for own in ([torch.rand_like(gate) for gate in s_gates], [gate * torch.randn_like(gate) for gate in s_gates]):
+        args = maps, gates, s_maps, own
+        for got, want in zip(chain_gram(*args), grams(args), strict=True):
+            assert_near(got, want, 1e-13)
 
 
 def test_all_gates_off_and_on():

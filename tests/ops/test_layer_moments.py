@@ -96,6 +96,21 @@ def test_half_inputs_are_accumulated_in_float32(dtype, bound):
     assert (s.double() - want[9]).abs().max() <= bound * want[9].abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_activations_are_rounded_to_nearest_even(dtype):
+    """Every number of a dtype, with a quarter, a half and three quarters of the way to the next; and NaN."""
+    last = int(torch.tensor(torch.inf, dtype=dtype).view(torch.int16))
+    numbers = torch.arange(last, dtype=torch.int16)
+    gaps = (numbers + 1).view(dtype).float() - numbers.view(dtype).float()
+    gaps[-1] = gaps[-2]
+    x = torch.stack([numbers.view(dtype), gaps.to(dtype)], 1)
+    x = torch.cat([x, torch.tensor([[torch.nan, 0.0]], dtype=dtype)])
+    weight = torch.tensor([[1, 0.25], [1, 0.5], [1, 0.75]], dtype=dtype)
+    want = (x[:, :1].float() + x[:, 1:].float() * weight[:, 1].float()).to(dtype)
+    for kept in layer_moments(x, weight, None, x, weight, None, activations=True)[1]:
+        torch.testing.assert_close(kept, want, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("width", [1, 5, 16, 40])
 def test_a_student_does_not_depend_on_its_population(own, width):

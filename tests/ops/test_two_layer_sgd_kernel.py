@@ -141,15 +141,19 @@ def test_students_diverge_at_the_same_step(momentum: float, batch_size: int):
             assert not got.buffers.w1[rows].any()
 
 
-def test_weights_that_overflow_late_are_noticed_at_their_step():
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("layer, steps", [("w1", 7), ("w1", 2), ("w2", 2)])  # 2: no loss tells of it
+def test_weights_that_overflow_late_are_noticed_at_their_step(layer: str, steps: int, momentum: float):
     # Weight decay at this rate multiplies the weight by -1e22: finite after step 0, beyond float32 after step 1.
-    weights = Packed(torch.full((1, 1), 2.0), torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1))
+    weights = Packed(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1))
+    getattr(weights, layer).fill_(2.0)
     lr, x = torch.full((1,), 1e30, dtype=torch.float64), torch.ones(1, 1)
-    settings = {"lr": lr, "seeds": torch.zeros(1, dtype=torch.int64), "steps": 7, "weight_decay": 1e-8}
+    settings = {"lr": lr, "seeds": torch.zeros(1, dtype=torch.int64), "steps": steps, "weight_decay": 1e-8}
+    settings["momentum"] = momentum
     given = (x, torch.zeros(1, 1), weights, torch.tensor([0, 1]))
     got, want = two_layer_sgd(*given, **settings), specified(*given, **settings)
     assert got.diverged_step.tolist() == want.diverged_step.tolist() == [1]
-    assert torch.equal(got.weights.w1, want.weights.w1)
+    assert torch.equal(getattr(got.weights, layer), getattr(want.weights, layer))
 
 
 def teacher_of(d: int, c: int, dtype: torch.dtype) -> Packed:

@@ -15,6 +15,7 @@ import torch
 from fastspec import data
 from fastspec.networks import MLP
 from fastspec.training import deep_run, train
+from fastspec.training.checkpoints import digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 D, C, N = 4, 3, 96
@@ -146,6 +147,7 @@ def test_measurements_that_a_checkpoint_does_not_have_are_refused(tmp_path):
         ({"replacement": True}, "replacement"),
         ({"input_noise": 0.1}, "input_noise"),
         ({"precision": "tf32"}, "precision"),
+        ({"loss_limit": 1e8}, "loss_limit"),
         ({"fresh": False, "evaluation": None}, "evaluation"),
         ({"optimizer": torch.optim.Adam}, "optimizer"),
         ({"students": 2}, "student, parameters"),
@@ -158,6 +160,17 @@ def test_a_checkpoint_of_another_configuration_is_refused(change, name, tmp_path
     with pytest.raises(ValueError, match=f"checkpoint: got .*run with other .*{name}.*; takes"):
         run(**{"epochs": 1, "checkpoint": path, "loss_limit": 1e9, **change})
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_with_an_option_more_is_refused(tmp_path):
+    run(epochs=1, checkpoint=tmp_path / "run", precision="tf32")
+    with pytest.raises(ValueError, match=r"checkpoint: got .*run with other precision; takes"):
+        run(epochs=1, checkpoint=tmp_path / "run")
+
+
+def test_digests_tell_shapes_and_dtypes_apart():
+    x = torch.zeros(2, 6)
+    assert len({digest(t) for t in (x, x.view(3, 4), x.double()[:1], x.int())}) == 4 and digest(x) == digest(x.clone())
 
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
