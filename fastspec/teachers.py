@@ -137,7 +137,7 @@ def separated_vectors(
     for block in _draws(count, dim, torch.tensor(weight_set, dtype=torch.float64), source):
         largest = block.abs().amax(dim=1, keepdim=True)
         # rounded, so that parallel vectors agree whatever the rounding of the quotient; + 0.0 turns -0.0 into 0.0
-        keys = block + 0.0 if parallel else (block / largest).mul(2**40).round() + 0.0
+        keys = block if parallel else (block / largest).mul(2**40).round() + 0.0
         for i, (nonzero, key) in enumerate(zip((largest > 0).squeeze(1).tolist(), keys.numpy(), strict=True)):
             code = key.tobytes()
             if nonzero and code not in taken:

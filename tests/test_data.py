@@ -71,6 +71,15 @@ def test_boundary_points_follow_their_construction():
         assert ((ratio - low) / (high - low)).std() > 0.2  # spread over the interval
 
 
+def test_boundary_points_are_those_of_folded_batch_norm():
+    teacher = MLP([6, 4, 2], batch_norm="before", dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (*teacher.norms[0].parameters(), teacher.norms[0].running_mean, teacher.norms[0].running_var):
+            tensor.uniform_(0.5, 2.0)
+    folded = MLP.from_weights(teacher.folded())
+    assert torch.equal(teacher_boundary(teacher, 30), teacher_boundary(folded, 30))
+
+
 def test_boundary_points_are_gaussian_along_their_boundary():
     teacher = two_layer(30, 1, 4, bias=0.0, dtype=torch.float64)
     w = teacher.weights()[0][0][0]

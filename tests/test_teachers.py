@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fastspec.data import gaussian
+from fastspec.networks import MLP
 from fastspec.randomness import generator
-from fastspec.teachers import LUCK_MATTERS, STUDENT_SPECIALIZATION, separated, separated_vectors, two_layer
+from fastspec.teachers import LUCK_MATTERS, STUDENT_SPECIALIZATION, random, separated, separated_vectors, two_layer
 
 F64 = torch.float64
 
@@ -48,6 +49,20 @@ def test_separated_teacher_before_tuning():
         torch.testing.assert_close(steps, steps.round())  # multiples of .25 before the norm was divided out
         assert bias.abs().max() < 0.5 / 0.25
         assert (bias != 0).all()
+
+
+def test_biases_are_of_either_sign():
+    biases = separated([20, 200, 3], bias=0.5, seed=1).weights()[0][1]
+    assert 0.4 < float((biases < 0).double().mean()) < 0.6
+
+
+def test_random_nodes_are_linear_layers_at_norm_1():
+    for (w, b), (drawn, bias) in zip(
+        random([5, 4, 3], seed=2, dtype=F64).weights(), MLP([5, 4, 3], seed=2, dtype=F64).weights(), strict=True
+    ):
+        norm = drawn.norm(dim=1)
+        torch.testing.assert_close(w, drawn / norm[:, None])
+        torch.testing.assert_close(b, bias / norm)
 
 
 def test_separated_strength_decay_comes_before_the_norm():

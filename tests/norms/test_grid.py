@@ -200,7 +200,15 @@ def test_coordinate_check_of_a_grid_sees_the_scale():
     slope = (size[:, 2] / size[:, 0]).log() / math.log(16)
     assert abs(float(slope[0]) + 0.5) < 0.1 and abs(float(slope[1])) < 0.1  # 1 / sqrt(width), and level
     logits = report.coordinate[0, :, :, 0, :, 3, 0].mean(-1)  # of weights N(0, 1 / width)
-    assert (0.7 < logits / size).all() and (logits / size < 1.4).all()
+    assert (logits / size > 0.7).all() and (logits / size < 1.4).all()
+
+
+def test_the_text_has_means_and_the_worst():
+    report = norm_report(Grid(width=(5,), depth=(1, 3)), inputs())
+    for line, k in zip(str(report).splitlines()[-2:], range(2), strict=True):
+        for way, spread in (("forward", report.forward), ("backward", report.backward)):
+            error, worst = (table[0, 0, 0, k, 0] for table in (spread.error, spread.worst))  # [layer]
+            assert f"{way} {float(error.nanmean()):.3f} ({float(worst.nan_to_num(0).max()):.2f})" in line
 
 
 def test_the_coordinate_check_looks_at_few_samples():

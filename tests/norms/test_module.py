@@ -193,15 +193,20 @@ def test_the_tolerance_is_a_factor_either_way():
     for gain, verdict in ((0.82, "shrinks"), (0.84, "preserves"), (1.19, "preserves"), (1.21, "explodes")):
         with torch.no_grad():
             network.weight.copy_(gain * torch.eye(10))
-        assert norm_report(network, torch.randn(9, 10), activation=lambda z: z)[""].verdict == verdict
+        x = torch.randn(9, 10)
+        assert norm_report(network, x, activation=lambda z: z)[""].verdict == verdict
+        expected = gain * float((x.relu().norm(dim=1) / x.norm(dim=1)).mean())  # of the only layer, a ReLU after it
+        assert float(norm_report(network, x)[""].gain.mean) == pytest.approx(expected)
 
 
 def test_a_layer_that_is_given_nothing_shrinks():
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         network[0].bias.fill_(-1e3)
-    found = norm_report(network, torch.randn(9, 3))["2"]
-    assert found.verdict == "shrinks" and math.isnan(found.gain.mean) and math.isnan(found.scale)
+    report = norm_report(network, torch.randn(9, 3))
+    assert [report[name].verdict for name in ("0", "2")] == ["shrinks"] * 2
+    assert float(report["0"].gain.mean) == 0 and math.isnan(report["2"].gain.mean)
+    assert math.isnan(report["0"].scale) and math.isnan(report["2"].scale)
 
 
 def test_data_in_batches_of_any_kind():
@@ -249,6 +254,32 @@ class Twice(nn.Module):
         return self.layer(self.layer(x))
 
 
+class Alternating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.calls = nn.ModuleList(nn.Linear(5, 5) for _ in range(2)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers[self.calls % 2](x)
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.aside, self.top = nn.Linear(5, 4), nn.Linear(5, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.aside(x)
+        return self.top(self.low(x).relu())
+
+
+def test_a_layer_that_the_output_does_not_use_has_no_gradient():
+    report = norm_report(Unused(), torch.randn(6, 5))
+    assert [layer.name for layer in report.layers] == ["aside", "low", "top"]  # as they are called
+    assert float(report["aside"].backward.mean) == 0 and float(report["aside"].gain.mean) > 0
+
+
 X = torch.ones(4, 5)
 
 
@@ -258,6 +289,7 @@ X = torch.ones(4, 5)
         (lambda: norm_report(nn.ReLU(), X), "network: got a ReLU without Linear or Conv layers"),
         (lambda: norm_report(Twice(), X), "network: got two calls of layer 'layer'"),
         (lambda: norm_report(nn.Linear(4, 2), X), "network: got inputs of shape"),
+        (lambda: norm_report(Alternating(), X, batch_size=2), "data, batch 1: got a forward pass that calls other"),
         (
             lambda: norm_report(nn.Linear(5, 2), X, loss=lambda out: out.sum()),
             "loss: got a function that returns shape",

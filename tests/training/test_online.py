@@ -50,6 +50,10 @@ def test_online_runs_go_on_bit_for_bit_and_students_stand_alone(pair, tmp_path):
     for other in (FreshGaussian(2.0), gaussian(50, D)):
         with pytest.raises(ValueError, match="checkpoint: got"):
             train_two_layer(teacher, students, other, steps=80, checkpoint=file, **options)
+    with torch.no_grad():
+        teacher.linears[0].weight[0, 0] += 1e-6
+    with pytest.raises(ValueError, match=r"run with other .*teacher\.w1"):
+        train_two_layer(teacher, students, FreshGaussian(), steps=80, checkpoint=file, loss_limit=1e9, **options)
 
 
 BAD = {

@@ -118,8 +118,8 @@ def test_any_optimizer_and_a_schedule_by_step():
 @pytest.mark.parametrize("batch_norm", [None, "before"])
 def test_a_schedule_by_epoch(batch_norm):
     x, teacher, student = inputs(), mlp(4, seed=0), mlp(batch_norm=batch_norm)
-    other, table = copy.deepcopy(student), [1.0] * 12 + [0.5] * 6 + [0.0] * 7
-    train(teacher, student, x, steps=25, batch_size=16, schedule={2: 0.5, 3: 0.0}, lr=0.02)
+    other, table = copy.deepcopy(student), [1.0] * 12 + [0.5] * 6 + [0.25] * 7
+    train(teacher, student, x, steps=25, batch_size=16, schedule={3: 0.25, 2: 0.5}, lr=0.02)
     train(teacher, other, x, steps=25, batch_size=16, schedule=table, lr=0.02)
     assert_equal(student, other, rtol=0, atol=0)
     still = copy.deepcopy(student)
@@ -418,6 +418,7 @@ REFUSED = {
     "momentum": ({"momentum": 2.0}, "momentum: got 2.0"),
     "weight_decay": ({"weight_decay": -1.0}, "weight_decay: got -1.0"),
     "optimizer": ({"optimizer": torch.optim.Adam, "momentum": 0.5}, "optimizer: got one together"),
+    "optimizer and decay": ({"optimizer": torch.optim.Adam, "weight_decay": 0.5}, "optimizer: got one together"),
     "input_noise": ({"input_noise": math.inf}, "input_noise: got inf"),
     "loss_limit": ({"loss_limit": 0.0}, "loss_limit: got 0.0"),
     "precision": ({"precision": "tf32"}, "precision: got 'tf32'"),

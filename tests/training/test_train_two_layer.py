@@ -232,6 +232,16 @@ def test_a_checkpoint_of_another_configuration_is_refused(problem, tmp_path, cha
     assert path.read_bytes() == before
 
 
+def test_a_checkpoint_of_other_widths_is_refused(problem, tmp_path):
+    teacher, students, x = problem
+    path = tmp_path / "run.safetensors"
+    train_two_layer(teacher, students, x, steps=20, checkpoint=path)
+    nodes = len(students.w1)
+    others = Population(students.packed, torch.tensor([0, 1, 2, 3, nodes]), students.labels)
+    with pytest.raises(ValueError, match=r"checkpoint: got .*run with other widths; takes"):
+        train_two_layer(teacher, others, x, steps=20, checkpoint=path)
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused(problem, tmp_path):
     teacher, students, x = problem
     path = tmp_path / "run.safetensors"
@@ -297,6 +307,7 @@ BAD = {
     "lr NaN": ({"lr": math.nan}, ValueError, "lr: got 1 of 1"),
     "lr count": ({"lr": [0.1, 0.1]}, ValueError, "lr: got shape [2]"),
     "lr text": ({"lr": "fast"}, TypeError, "lr: got 'fast'"),
+    "seeds fractions": ({"seeds": [1.0, 2.0, 3.0, 4.0]}, TypeError, "seeds: got [1.0"),
     "seeds count": ({"seeds": [1]}, ValueError, "seeds: got shape [1]"),
     "steps": ({"steps": -1}, ValueError, "steps: got -1"),
     "schedule": ({"schedule": [1.0, 1.0]}, ValueError, "schedule: got shape [2]"),
@@ -338,6 +349,18 @@ def test_no_biases(problem):
     trained = train_two_layer(teacher, students, x, steps=20)
     with pytest.raises(ValueError, match="bias: got False"):
         train_two_layer(teacher, trained.population, x, steps=20, bias=False)
+    trained.population.b1.zero_()
+    with pytest.raises(ValueError, match="bias: got False"):
+        train_two_layer(teacher, trained.population, x, steps=20, bias=False)
+
+
+def test_a_teacher_that_answers_0_sets_no_limit(problem):
+    teacher, students, x = problem
+    with torch.no_grad():
+        for parameter in teacher.linears[1].parameters():
+            parameter.zero_()
+    history = train_two_layer(teacher, students, x, steps=20)
+    assert history.diverged_step.tolist() == [-1] * 4
 
 
 def test_no_steps(problem):
