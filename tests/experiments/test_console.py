@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
@@ -71,6 +72,31 @@ def test_plain_lines_say_what_is_left(left, text, wait, capsys):
     wait(2)
     bar("a job", "step 1 of 9", 0.1, left)
     assert capsys.readouterr().err == f"a job: step 1 of 9{text}\n"
+
+
+def test_the_end_needs_no_plain_line(wait, capsys):
+    bar = console._PlainBar()
+    wait(console.QUIET_SECONDS + 1)
+    bar("a job", "step 9 of 9", 1.0, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_stops_at_the_next_safe_point_and_a_second_one_at_once():
+    quiet, before, reached = Console(quiet=True), signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), quiet.interruptible(), quiet.stage("work") as advance:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("between two steps")
+        advance(1, 2)
+        reached.append("after the step")
+    assert reached == ["between two steps"] and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), quiet.interruptible():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("between two steps")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["between two steps"] * 2 and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), quiet.interruptible():
+        signal.raise_signal(signal.SIGINT)  # the end is a safe point too
 
 
 def test_a_clock_goes_on_from_its_file(wait, tmp_path):

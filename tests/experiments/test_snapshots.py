@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from fastspec import data, teachers
 from fastspec.experiments import snapshots
+from fastspec.experiments.arrays import logarithmic_steps
 from fastspec.measure import measure
 from fastspec.populations import Population
 
@@ -21,6 +24,14 @@ def made():
     students.w1[students.nodes(1).start], students.b1[students.nodes(1).start] = 0.0, -1.0  # a dead node
     x, held_out = (data.gaussian(n, 6, seed=seed, dtype=torch.float64) for n, seed in ((700, 0), (400, 1)))
     return teacher, students, x, held_out, snapshots.snapshot(teacher, students, x, held_out, LEVELS)
+
+
+def test_steps_on_a_logarithmic_axis():
+    steps = logarithmic_steps(30_000, 24)
+    assert steps[:2] == [0, 100] and steps[-1] == 30_000 and len(steps) == 24
+    ratios = [b / a for a, b in pairwise(steps[1:])]
+    assert max(ratios) / min(ratios) < 1.02
+    assert logarithmic_steps(3, 24) == [0, 1, 2, 3]
 
 
 def activations(network, x):

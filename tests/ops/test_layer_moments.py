@@ -93,6 +93,7 @@ def test_half_inputs_are_accumulated_in_float32(dtype, bound):
     got, (t, s) = layer_moments(*args, 0.0, False, True)
     assert (correlation(got) - correlation(want)).abs().max() < 2e-6  # far below the inputs' own rounding
     assert t.dtype == s.dtype == dtype
+    assert all(a.dtype == dtype for a in reference.layer_moments(*args, 0.0, "fp32", False, True)[8:])
     assert (s.double() - want[9]).abs().max() <= bound * want[9].abs().max()
 
 

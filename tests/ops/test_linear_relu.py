@@ -64,6 +64,12 @@ def test_agrees_with_the_layer_by_hand(dtype, bound, slope, bias):
     assert torch.equal(out.active, (out.activation > 0).sum(0))
 
 
+def test_node_sums_are_formed_in_float64():
+    x = torch.ones(100, 1)
+    x[0] = 2**24
+    assert float(linear_relu(x, torch.ones(1, 1), None).node_sum) == 2**24 + 99
+
+
 def test_node_sums_are_of_activations_before_they_are_rounded():
     args = problem(4000, 50, 9, dtype=torch.bfloat16)
     out = linear_relu(*args)

@@ -220,8 +220,26 @@ def test_loss_limit_and_students_already_stopped(backend, monkeypatch):
     assert out.diverged_step.tolist() == [3, -1]
     assert torch.equal(out.parameters[0], parameters[0]) and out.loss[0].isnan().all()
     assert not torch.equal(out.parameters[1], parameters[1])
+    y_2, loss = torch.full_like(y, 2.0), 2.0 * DEEP[-1]  # exactly, of students that answer 0
+    for limit, stopped in ((loss, -1), (0.999 * loss, 0)):
+        silent = mlp_sgd_step(x, y_2, 0 * parameters, DEEP, indices=rows[..., :1, :], lr=0.01, loss_limit=limit)
+        assert (silent.diverged_step == stopped).all()
+        assert bool(silent.parameters.any()) == (stopped < 0)
     alone = mlp_sgd_step(x, y, parameters[0], DEEP, indices=rows, lr=0.01, loss_limit=1e-3)
     assert alone.diverged_step == 0 and torch.equal(alone.parameters, parameters[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("larger", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_cross_entropy_of_large_logits(backend, larger, dtype, monkeypatch):
+    """exp of them is infinite."""
+    monkeypatch.setattr("fastspec.ops.mlp_sgd_step._op", BACKENDS[backend])
+    logits = torch.zeros(3, dtype=dtype)
+    logits[larger] = 2000
+    x, labels, rows = torch.ones(3, 1, dtype=dtype), torch.arange(3), torch.arange(3).view(3, 1)
+    loss = mlp_sgd_step(x, labels, logits, (1, 3), indices=rows, lr=0.0, bias=[False]).loss
+    assert loss.tolist() == [0.0 if k == larger else 2000.0 for k in range(3)]
 
 
 def test_no_steps_no_students_and_a_node_of_norm_zero():

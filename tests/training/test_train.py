@@ -345,6 +345,21 @@ def test_one_of_many_diverges():
     assert_equal(many[2], alone)
 
 
+@pytest.mark.parametrize("batch_norm", [None, "before"])
+def test_a_teacher_that_answers_0_sets_no_limit(batch_norm):
+    teacher = mlp(4, seed=0)
+    with torch.no_grad():
+        for parameter in teacher.layers[-1].parameters():
+            parameter.zero_()
+    history = train(teacher, mlp(batch_norm=batch_norm), inputs(), steps=5)
+    assert int(history.diverged_step) == -1 and history.loss.isfinite().all()
+
+
+def test_measurements_are_at_the_ends_of_epochs_and_of_training():
+    history = train(mlp(4, seed=0), mlp(), inputs(), steps=10, batch_size=16, evaluation=inputs(9))
+    assert history.epoch_steps == 6 and list(history.measurements) == [0, 6, 10]
+
+
 def test_the_loss_is_that_of_each_batch():
     x, teacher, student = inputs(), mlp(4, seed=0), mlp()
     rows = batches(N, 16, 1, 0)[0]
