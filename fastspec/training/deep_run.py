@@ -105,7 +105,6 @@ class Run:
             self.updates.load(_part(tensors, UPDATES), metadata["updates"])
         except (LookupError, TypeError, json.JSONDecodeError) as error:
             refuse(f"path {os.fspath(path)!r}", f"a damaged file ({error})", f"a fastspec {KIND} file")
-        self.updates.put_back()
 
     def _check_reach(self, step: int, reported: int, measured: Sequence[int]) -> None:
         """Check that a checkpoint is not beyond what is asked for."""

@@ -129,6 +129,16 @@ def test_shapes(widths, size):
     torch.testing.assert_close(out.parameters, flat, rtol=0, atol=1e-11)
 
 
+def test_more_terms_and_columns_than_are_taken_at_a_time():
+    widths = [600, 5, 700, C]
+    x, y, parameters = problem(widths)
+    rows, parameters = batches(2, 300), parameters / 10
+    out = mlp_sgd_step(x, y, parameters, widths, indices=rows, lr=1e-3)
+    flat, _, losses, _ = by_autograd(x, y, parameters, widths, rows, 1e-3)
+    assert losses.isfinite().all() and (flat - parameters).abs().max() > 1e-4
+    torch.testing.assert_close(out.parameters, flat, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("students", [None, 2])
 def test_integers_are_exact(students):
     """A step of small integers, at a rate that is a power of two: every backend makes the very same numbers."""

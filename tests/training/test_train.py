@@ -360,6 +360,11 @@ def test_measurements_are_at_the_ends_of_epochs_and_of_training():
     assert history.epoch_steps == 6 and list(history.measurements) == [0, 6, 10]
 
 
+def test_batches_of_more_samples_than_there_are():
+    history = train(mlp(4, seed=0), mlp(), inputs(), steps=3, batch_size=N + 50, replacement=True)
+    assert history.epoch_steps == 1 and history.loss.shape == (3,) and history.loss.isfinite().all()
+
+
 def test_the_loss_is_that_of_each_batch():
     x, teacher, student = inputs(), mlp(4, seed=0), mlp()
     rows = batches(N, 16, 1, 0)[0]
