@@ -202,26 +202,6 @@ def test_any_piecewise_linear_module():
     assert torch.equal(frozen["2"].h_student_teacher, found["2"].h_student_teacher)
 
 
-class InPlace(nn.Module):
-    """What follows the rectifier changes its output."""
-
-    def __init__(self, in_place: bool):
-        super().__init__()
-        self.linear, self.relu, self.top = nn.Linear(INPUTS, 3), nn.ReLU(), nn.Linear(3, OUTPUTS)
-        self.in_place = in_place
-
-    def forward(self, x):
-        h = self.relu(self.linear(x))
-        return self.top(h.mul_(2) if self.in_place else h * 2)
-
-
-def test_activations_that_are_changed_in_place():
-    student, same = InPlace(True).to(F64), InPlace(False).to(F64)
-    same.load_state_dict(student.state_dict())
-    found, want = (backward_gram(same, network, X)["relu"] for network in (student, same))
-    assert torch.equal(found.h_student_student, want.h_student_student)
-
-
 def test_gradients_and_modes_are_left_alone():
     teacher, student = pair(3, batch_norm="before")
     backward_gram(teacher, student, normal(5, INPUTS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from theory_problems import DEPTHS, F64, INPUTS, OUTPUTS, by_hand, convolutional, module, normal, pair, randomize
+from torch import nn
 
 import fastspec as fs
 from fastspec.theory import gradient_terms, gradients
@@ -125,6 +126,26 @@ def test_any_piecewise_linear_module():
     teacher, student = randomize(module(2, 0)), randomize(module(3, 1, inplace=True))
     for found in gradient_terms(teacher, student, normal(9, 1, 8, 8)).values():
         assert found.error() <= 1e-10
+
+
+class InPlace(nn.Module):
+    """What follows the rectifier changes its output."""
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.linear, self.relu, self.top = nn.Linear(INPUTS, 3), nn.ReLU(), nn.Linear(3, OUTPUTS)
+        self.in_place = in_place
+
+    def forward(self, x):
+        h = self.relu(self.linear(x))
+        return self.top(h.mul_(2) if self.in_place else h * 2)
+
+
+def test_activations_that_are_changed_in_place():
+    student, same = InPlace(True).to(F64), InPlace(False).to(F64)
+    same.load_state_dict(student.state_dict())
+    found, want = (gradient_terms(same, network, normal(8, INPUTS))["relu"] for network in (student, same))
+    assert torch.equal(found.gradient, want.gradient) and found.error() <= 1e-10
 
 
 def test_where_the_gradient_is_zero_the_terms_agree():
