@@ -194,10 +194,14 @@ def test_chunks_change_nothing(students, momentum):
     assert momentum == 0 or torch.equal(whole.buffers, part.buffers)
 
 
-def test_no_steps_no_students_and_a_node_of_norm_zero():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_steps_no_students_and_a_node_of_norm_zero(backend, monkeypatch):
+    monkeypatch.setattr("fastspec.ops.mlp_sgd_step._op", BACKENDS[backend])
     x, y, parameters = problem(students=2)
-    out = mlp_sgd_step(x, y, parameters, DEEP, indices=batches(3)[:0], lr=0.1)
-    assert torch.equal(out.parameters, parameters) and out.parameters.data_ptr() != parameters.data_ptr()
+    buffers = torch.ones_like(parameters)
+    out = mlp_sgd_step(x, y, parameters, DEEP, indices=batches(3)[:0], lr=0.1, momentum=0.5, buffers=buffers)
+    for got, given in ((out.parameters, parameters), (out.buffers, buffers)):
+        assert torch.equal(got, given) and got.data_ptr() != given.data_ptr()
     assert out.loss.shape == (2, 0)
     out = mlp_sgd_step(x, y, parameters[:0], DEEP, indices=batches(3), lr=0.1)
     assert out.parameters.shape == parameters[:0].shape and out.diverged_step.shape == (0,)
