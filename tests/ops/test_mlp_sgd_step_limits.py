@@ -67,3 +67,11 @@ def test_cross_entropy_of_large_logits(backend, larger, dtype, monkeypatch):
     x, labels, rows = torch.ones(3, 1, dtype=dtype), torch.arange(3), torch.arange(3).view(3, 1)
     loss = mlp_sgd_step(x, labels, logits, (1, 3), indices=rows, lr=0.0, bias=[False]).loss
     assert loss.tolist() == [0.0 if k == larger else 2000.0 for k in range(3)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_loss_is_beyond_every_limit(backend, monkeypatch):
+    monkeypatch.setattr("fastspec.ops.mlp_sgd_step._op", BACKENDS[backend])
+    x, y, parameters = problem()
+    out = mlp_sgd_step(x, torch.full_like(y, 1e200), parameters, DEEP, indices=batches(2), lr=1e-300)
+    assert out.diverged_step == 0 and out.loss[0].isinf() and torch.equal(out.parameters, parameters)

@@ -156,12 +156,13 @@ def test_weights_that_overflow_late_are_noticed_at_their_step(layer: str, steps:
     assert torch.equal(getattr(got.weights, layer), getattr(want.weights, layer))
 
 
-def test_a_loss_at_the_limit_is_within_it():
+@pytest.mark.parametrize("batch_size", [4, 130])
+def test_a_loss_at_the_limit_is_within_it(batch_size: int):
     x, _, weights, offsets = problem([3, 4], dtype=torch.float32)
     silent, y = Packed(*(0 * t for t in weights)), torch.full((len(x), weights.w2.shape[1]), 2.0)
     loss = 2.0 * y.shape[1]  # exactly
     for limit, stopped in ((loss, -1), (0.999 * loss, 0)):
-        settings = tables(2) | {"steps": 1, "batch_size": 4, "loss_limit": limit}
+        settings = tables(2) | {"steps": 1, "batch_size": batch_size, "loss_limit": limit}
         for train in (two_layer_sgd, specified):
             assert train(x, y, silent, offsets, **settings).diverged_step.tolist() == [stopped] * 2
 
