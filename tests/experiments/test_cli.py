@@ -21,6 +21,7 @@ from fastspec.experiments.ablation import Ablation
 from fastspec.experiments.cli import COMMANDS, main
 from fastspec.experiments.deep import Deep
 from fastspec.experiments.digits import Digits
+from fastspec.experiments.files import load_data
 from fastspec.experiments.images import Images
 from fastspec.experiments.init import ARPIT2019, Init
 from fastspec.experiments.ode import Ode
@@ -250,3 +251,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert "Traceback" not in error
     assert list(tmp_path.glob("run/parts/*.checkpoint"))
     assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == 2  # other steps
+
+
+def test_inputs_are_read_in_the_dtype_of_the_network(tmp_path):
+    network = MLP([3, 2, 2])
+    for dtype, read in ((np.float64, torch.float32), (np.int64, torch.int64)):
+        np.save(tmp_path / "x.npy", np.arange(6, dtype=dtype).reshape(2, 3))
+        assert load_data(tmp_path / "x.npy", network).dtype == read

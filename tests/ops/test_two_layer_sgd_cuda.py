@@ -106,6 +106,14 @@ def test_a_diverged_student_is_left_alone(device):
     assert torch.equal(out.weights.w1[4:], given[2].w1[4:]) and not torch.equal(out.weights.w1[:4], given[2].w1[:4])
 
 
+def test_a_node_of_norm_zero_stays(device):
+    x, y, weights, offsets = problem([4], dtype=torch.float32)
+    weights.w1[2], weights.b1[2] = 0, 0
+    out = two_layer_sgd(x, y, weights, offsets, steps=3, batch_size=4, normalize=True, **tables(1))
+    assert not out.weights.w1[2].any() and out.weights.w1.isfinite().all()
+    torch.testing.assert_close(out.weights.w1[[0, 1, 3]].norm(dim=1), torch.ones(3))
+
+
 def test_no_steps_and_no_students(device):
     x, y, weights, offsets = problem([4], dtype=torch.float32)
     out = two_layer_sgd(x, y, weights, offsets, steps=0, batch_size=4, **tables(1))

@@ -48,3 +48,10 @@ def test_a_teacher_that_answers_0_sets_no_limit(batch_norm):
             parameter.zero_()
     history = train(teacher, mlp(batch_norm=batch_norm), inputs(), steps=5)
     assert int(history.diverged_step) == -1 and history.loss.isfinite().all()
+
+
+@pytest.mark.parametrize("batch_norm", [None, "before"])
+def test_an_infinite_loss_is_beyond_every_limit(batch_norm):
+    answers = torch.full((len(inputs()), 2), 1e200, dtype=torch.float64)
+    history = train(answers, mlp(batch_norm=batch_norm), inputs(), steps=3, lr=0.0, loss_limit=float("inf"))
+    assert int(history.diverged_step) == 0 and history.steps == 0

@@ -20,6 +20,18 @@ from fastspec.training.checkpoints import digest
 pytestmark = pytest.mark.usefixtures("one_thread")
 D, C, N = 4, 3, 96
 
+
+class Slowing(torch.optim.SGD):
+    """Keeps a number of its own."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            state = self.state[group["params"][0]]
+            state["steps"] = state.get("steps", 0) + 1
+            group["lr"] /= state["steps"]
+        return super().step(closure)
+
+
 KINDS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
@@ -27,6 +39,7 @@ KINDS = {
     "many": {"students": 2, "seed": [3, 4], "momentum": 0.5},
     "batch norm": {"batch_norm": "before", "momentum": 0.9},
     "adam": {"optimizer": partial(torch.optim.Adam, weight_decay=0.1)},
+    "numbers": {"optimizer": Slowing},
     "amsgrad": {"optimizer": partial(torch.optim.AdamW, amsgrad=True), "batch_norm": "after"},
     "fresh": {"fresh": True},
 }
