@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastspec.ops.philox import batch_indices
-from fastspec.ops.two_layer_sgd import Packed, Trained, two_layer_sgd
+from fastspec.ops.two_layer_sgd import Fresh, Packed, Trained, two_layer_sgd
 
 OP = torch.ops.fastspec.two_layer_sgd.default
 
@@ -305,6 +305,7 @@ BAD = {
     "y dtype": ({"y": torch.zeros(40, 3)}, TypeError, "y: got dtype"),
     "y outputs": ({"y": torch.zeros(40, 4).double()}, ValueError, "weights.w2: got shape"),
     "offsets": ({"offsets": torch.tensor([0, 9, 8])}, ValueError, "offsets: got"),
+    "offsets of no node": ({"offsets": torch.tensor([0, 8, 8])}, ValueError, "offsets: got"),
     "offsets dtype": ({"offsets": torch.tensor([0.0, 3, 8])}, TypeError, "offsets: got dtype"),
     "lr negative": ({"lr": torch.tensor([0.1, -0.1]).double()}, ValueError, "lr: got -0.1"),
     "lr one": ({"lr": torch.tensor([0.1]).double()}, ValueError, "lr: got shape"),
@@ -343,3 +344,14 @@ def test_weights_with_nan_are_refused():
     weights.b1[2] = math.nan
     with pytest.raises(ValueError, match=r"weights\.b1: got 1 of 8"):
         two_layer_sgd(x, y, weights, offsets, steps=1, **tables(2))
+
+
+def test_teachers_of_fresh_inputs_are_checked():
+    _, _, weights, offsets = problem([3, 5])
+    teacher = problem([4])[2]
+    given = (None, None, weights, offsets)
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        two_layer_sgd(*given, steps=1, fresh=Fresh(teacher, 1.0), **tables(2))
+    teacher.w2[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"fresh.teacher.w2: got 1 of"):
+        two_layer_sgd(*given, steps=1, batch_size=4, fresh=Fresh(teacher, 1.0), **tables(2))

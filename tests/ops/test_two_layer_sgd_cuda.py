@@ -9,6 +9,7 @@ import torch
 from test_two_layer_sgd import assert_same_student, problem, student, tables
 from test_two_layer_sgd_kernel import (  # noqa: F401  the tests of the CPU kernel, run on this one
     test_a_loss_at_the_limit_is_within_it,
+    test_an_infinite_loss_is_beyond_every_limit,
     test_every_width,
     test_float32_is_as_exact_as_plain_torch,
     test_float64_after_200_steps,

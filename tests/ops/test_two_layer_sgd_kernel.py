@@ -167,6 +167,14 @@ def test_a_loss_at_the_limit_is_within_it(batch_size: int):
             assert train(x, y, silent, offsets, **settings).diverged_step.tolist() == [stopped] * 2
 
 
+def test_an_infinite_loss_is_beyond_every_limit():
+    x, y, weights, offsets = problem([3, 4], dtype=torch.float32)
+    settings = tables(2) | {"steps": 1, "batch_size": 4, "lr": torch.full((2,), 1e-40, dtype=torch.float64)}
+    for train in (two_layer_sgd, specified):
+        out = train(x, torch.full_like(y, 3e38), weights, offsets, **settings)
+        assert out.diverged_step.tolist() == [0, 0] and torch.equal(out.weights.w1, weights.w1)
+
+
 def teacher_of(d: int, c: int, dtype: torch.dtype) -> Packed:
     return problem([4], d=d, c=c, dtype=dtype, seed=9)[2]
 
