@@ -258,3 +258,8 @@ def test_inputs_are_read_in_the_dtype_of_the_network(tmp_path):
     for dtype, read in ((np.float64, torch.float32), (np.int64, torch.int64)):
         np.save(tmp_path / "x.npy", np.arange(6, dtype=dtype).reshape(2, 3))
         assert load_data(tmp_path / "x.npy", network).dtype == read
+
+
+def test_inputs_among_other_arrays_are_found_by_name(tmp_path):
+    np.savez(tmp_path / "data.npz", labels=np.zeros(2), x=np.ones((2, 3)))
+    assert load_data(tmp_path / "data.npz", MLP([3, 2, 2])).equal(torch.ones(2, 3))
