@@ -165,3 +165,9 @@ def test_large_layers_are_drawn():
 def test_bad_input_gets_one_clear_error(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_seeds_end_at_32_bits():
+    assert generator(2**32 - 1, "teacher").initial_seed() < 2**32
+    with pytest.raises(ValueError, match="seed: got 4294967296"):
+        generator(2**32, "teacher")

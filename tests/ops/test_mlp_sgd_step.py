@@ -335,6 +335,8 @@ BAD = {
     "parameters": ({"parameters": torch.zeros(5).double()}, ValueError, "parameters: got shape"),
     "parameters dtype": ({"parameters": problem(dtype=torch.float32)[2]}, TypeError, "parameters: got dtype"),
     "parameters NaN": ({"parameters": math.nan * problem()[2]}, ValueError, "parameters: got"),
+    "labels low": ({"y": torch.full((N,), -1)}, ValueError, "y: got labels from -1"),
+    "buffers of two": ({"buffers": problem(students=2)[2]}, ValueError, "buffers: got shape"),
     "buffers": ({"buffers": torch.zeros(2, 4).double()}, ValueError, "buffers: got shape"),
     "widths": ({"widths": [D]}, ValueError, "widths: got"),
     "widths zero": ({"widths": [D, 0, C]}, ValueError, "widths[1]: got 0"),

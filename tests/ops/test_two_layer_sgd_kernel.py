@@ -138,7 +138,7 @@ def test_students_diverge_at_the_same_step(momentum: float, batch_size: int):
         assert before.diverged_step[k] == -1
         assert torch.equal(before.weights.w1[rows], got.weights.w1[rows])
         if got.buffers is not None:
-            assert not got.buffers.w1[rows].any()
+            assert not got.buffers.w1[rows].any() and not want.buffers.w1[rows].any()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -165,6 +165,15 @@ def test_a_loss_at_the_limit_is_within_it(batch_size: int):
         settings = tables(2) | {"steps": 1, "batch_size": batch_size, "loss_limit": limit}
         for train in (two_layer_sgd, specified):
             assert train(x, y, silent, offsets, **settings).diverged_step.tolist() == [stopped] * 2
+
+
+def test_students_already_stopped_are_left_alone():
+    x, y, weights, offsets = problem([4, 4])
+    settings = tables(2) | {"steps": 3, "batch_size": 4, "diverged_step": torch.tensor([-1, 7])}
+    for train in (two_layer_sgd, specified):
+        out = train(x, y, weights, offsets, **settings)
+        assert out.diverged_step.tolist() == [-1, 7] and torch.equal(out.weights.w1[4:], weights.w1[4:])
+        assert not torch.equal(out.weights.w1[:4], weights.w1[:4])
 
 
 def test_an_infinite_loss_is_beyond_every_limit():

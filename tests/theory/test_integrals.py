@@ -194,3 +194,8 @@ def test_orthant_probabilities(seed):
 def test_unknown_activation():
     with pytest.raises(ValueError, match="activation: got 'tanh'; takes 'relu' or 'erf'"):
         integrals("tanh")
+
+
+def test_correlations_that_rounding_takes_beyond_1():
+    beyond = np.nextafter(1.0, 2.0)
+    assert Relu().product(np.array([[1.0, beyond], [beyond, 1.0]])) == pytest.approx(0.5)

@@ -104,3 +104,13 @@ def test_a_module_of_torchs_own_layers():
     student[1].train()
     (projection,) = batch_norm_projections(module(2, 0), student, normal(9, 1, 8, 8)).values()
     assert projection.mean.max() < 1e-12 and student(normal(1, 1, 8, 8)).shape[1] == OUTPUTS
+
+
+def test_a_student_without_gradients_and_hooks_that_come_off():
+    teacher, student = pair(3, batch_norm="before")
+    student.train()
+    with torch.no_grad():
+        student.layers[-1].weight.zero_()
+    for projection in batch_norm_projections(teacher, student, normal(9, INPUTS)).values():
+        assert not projection.mean.any() and not projection.normal.any()
+    assert not any(norm._forward_pre_hooks for norm in student.norms)
