@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from fastspec.image_files import read_cifar10, read_idx
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_floating, check_integer, check_real, check_tensor, refuse, shape
-from fastspec.randomness import generator
+from fastspec.randomness import generator, on_cpu
 from fastspec.relu_network import check_layer, check_widths
 
 IMAGES = 1024  # that are cropped at a time
@@ -55,6 +55,7 @@ class FreshGaussian:
         check_real("std", self.std, "a finite positive number", math.ulp(0.0))
 
 
+@on_cpu
 def gaussian(
     n: int, d: int | Sequence[int], *, std: float = 1.0, seed: int = 0, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -67,6 +68,7 @@ def gaussian(
     return torch.randn(size, dtype=torch.float32, generator=generator(seed, "gaussian")).mul_(std).to(_dtype(dtype))
 
 
+@on_cpu
 def uniform(
     n: int,
     d: int | Sequence[int],
@@ -84,6 +86,7 @@ def uniform(
     return unit.mul_(high - low).add_(low).to(_dtype(dtype))
 
 
+@on_cpu
 def teacher_boundary(
     teacher: MLP, n: int, *, std: float = 1.5, mean: float = 2.0, sigma: float = 2.0, seed: int = 0
 ) -> Tensor:
@@ -142,6 +145,7 @@ def augmented(x: Tensor, step: float, directions: Tensor | None = None) -> Tenso
     return torch.cat([x[None], x + moves[:, None]]).flatten(0, 1)
 
 
+@on_cpu
 def crops_and_flips(x: Tensor, *, padding: int = 4, seed: int = 0, epoch: int = 0) -> Tensor:
     """Every image, x [N, C, H, W], shifted by up to `padding` pixels each way, and mirrored or not: [N, C, H, W].
 
@@ -166,6 +170,7 @@ def crops_and_flips(x: Tensor, *, padding: int = 4, seed: int = 0, epoch: int = 
     return out
 
 
+@on_cpu
 def digits(*, held_out: float = 0.25, seed: int = 0, dtype: torch.dtype | None = None) -> Splits:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, x [N, 64], split with equal shares of every digit.
 
@@ -185,6 +190,7 @@ def digits(*, held_out: float = 0.25, seed: int = 0, dtype: torch.dtype | None =
     return Splits(Samples(train, y_train.long()), Samples(test, y_held_out.long()))
 
 
+@on_cpu
 def mnist(folder: str | os.PathLike, *, flat: bool = True, dtype: torch.dtype | None = None) -> Splits:
     """MNIST from its four published idx files, compressed (.gz) or not, in `folder`; the test images are held out.
 
@@ -208,6 +214,7 @@ def mnist(folder: str | os.PathLike, *, flat: bool = True, dtype: torch.dtype | 
     return Splits(*parts)
 
 
+@on_cpu
 def cifar10(folder: str | os.PathLike, *, flat: bool = False, dtype: torch.dtype | None = None) -> Splits:
     """CIFAR-10 from the six files of its binary version in `folder`; test_batch.bin is held out.
 

@@ -22,7 +22,7 @@ from fastspec.ops.checks import (
     shape,
 )
 from fastspec.ops.two_layer_sgd import Packed
-from fastspec.randomness import SEEDS, generator
+from fastspec.randomness import SEEDS, generator, on_cpu
 from fastspec.tensor_files import load_tensors, save_tensors
 
 Layers = Sequence[tuple[Tensor, Tensor | None]]
@@ -53,6 +53,7 @@ class Population:
         self.labels = dict(labels or {})
 
     @staticmethod
+    @on_cpu
     def two_layer(teacher: MLP, *, multi: Sequence[int], seeds: Sequence[int], std: float = 0.005) -> Population:
         """One student for every (multi, seed), multi outermost, with `multi` x the teacher's hidden nodes.
 

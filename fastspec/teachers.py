@@ -12,7 +12,7 @@ from torch import Tensor
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_floating, check_integer, check_real, check_tensor, refuse, shape
 from fastspec.ops.linear_relu.reference import activations
-from fastspec.randomness import generator
+from fastspec.randomness import generator, on_cpu
 from fastspec.relu_network import check_widths
 
 STUDENT_SPECIALIZATION = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
@@ -21,6 +21,7 @@ LUCK_MATTERS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 ENUMERABLE = 100_000  # up to so many possible weight vectors they are listed and shuffled instead of drawn
 
 
+@on_cpu
 def separated(
     widths: Sequence[int],
     *,
@@ -70,6 +71,7 @@ def separated(
     return MLP.from_weights(final, negative_slope=negative_slope)
 
 
+@on_cpu
 def random(widths: Sequence[int], *, seed: int = 0, dtype: torch.dtype | None = None) -> MLP:
     """A deep teacher without separated nodes: weights and biases are uniform, as torch.nn.Linear draws them, and then
     the weight vector and bias of each node are divided by the vector's norm, as in `separated`.
@@ -84,6 +86,7 @@ def random(widths: Sequence[int], *, seed: int = 0, dtype: torch.dtype | None = 
     return MLP.from_weights([(w.to(dtype), b.to(dtype)) for w, b in layers])
 
 
+@on_cpu
 def two_layer(
     d: int,
     m: int,

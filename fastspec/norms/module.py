@@ -241,7 +241,9 @@ def _losses(output: Any, loss: Loss | None, samples: int) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != samples:
         got = shape(output) if isinstance(output, Tensor) else type(output).__name__
         refuse("loss", f"None for a network whose output is {got}", "a function from that to a loss for each sample")
-    target = torch.rand(output.shape[1], dtype=torch.float64, generator=generator(0, "targets")).to(output)
+    target = torch.rand(output.shape[1], dtype=torch.float64, generator=generator(0, "targets"), device="cpu").to(
+        output
+    )
     return -(target / target.sum() * F.log_softmax(output, 1)).sum(1)
 
 

@@ -18,6 +18,7 @@ from fastspec.measurement import Measurement
 from fastspec.networks import MLP
 from fastspec.ops.checks import check_finite, check_integer, check_real, refuse
 from fastspec.ops.precision import check_precision
+from fastspec.randomness import on_cpu
 from fastspec.training.checkpoints import digest
 from fastspec.training.deep_run import OnSnapshot, Report, Run, fingerprint
 from fastspec.training.inputs import multipliers_of, snapshot_steps
@@ -45,6 +46,7 @@ class TrainingHistory:
     measurements: dict[int, Measurement] = field(default_factory=dict)
 
 
+@on_cpu
 def train(
     teacher: nn.Module | Tensor,
     student: nn.Module | Sequence[MLP],

@@ -18,6 +18,7 @@ from fastspec.ops.checks import check_integer, refuse
 from fastspec.ops.two_layer_sgd import Packed, check_indices, check_rule, two_layer_sgd
 from fastspec.populations import Population
 from fastspec.progress import Progress
+from fastspec.randomness import on_cpu
 from fastspec.training.checkpoints import State, digest, load_state, save_state
 from fastspec.training.inputs import default_seeds, multipliers_of, per_student, snapshot_steps, source
 from fastspec.training.shares import Share
@@ -43,6 +44,7 @@ class History:
     snapshots: dict[int, Population] = field(default_factory=dict)
 
 
+@on_cpu
 def train_two_layer(
     teacher: torch.nn.Module,
     students: Population,
