@@ -149,12 +149,14 @@ def _memory(rows: Sequence[Entry]) -> str:
 
 
 def _study(rows: Sequence[Entry]) -> str:
-    header = ["dtype, teacher nodes", "students", f"{rows[0]['steps']:,} steps, s", "measuring, s", "error of weights"]
+    names = ["training", "measuring"] + ["gradient"] * any("gradient_s" in row for row in rows)
+    titles = {"training": f"{rows[0]['steps']:,} steps, s", "measuring": "measuring, s", "gradient": "gradients, s"}
+    header = ["dtype, teacher nodes", "students", *(titles[name] for name in names), "error of weights"]
     cells = []
     for row in rows:
-        found = ["-", "-", "wrong"]
+        found = [*("-" for _ in names), "wrong"]
         if "wrong" not in row:
-            found = [f"{row['training_s']:.2f}", f"{row['measuring_s']:.2f}", f"{row['error']['weights']:.0e}"]
+            found = [*(f"{row[f'{name}_s']:.2f}" for name in names), f"{row['error']['weights']:.0e}"]
         cells.append([f"{row['dtype']}, {row['teacher']}", str(row["students"]), *found])
     return markdown(header, cells)
 

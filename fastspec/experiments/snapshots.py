@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import leaky_relu, pad
 
 from fastspec.measure import measure
 from fastspec.networks import MLP
@@ -15,8 +15,10 @@ from fastspec.populations import Group, Population
 from fastspec.statistics import Best, best, constant_nodes, rank_of
 from fastspec.workers import one_thread, workers
 
-GRADIENT_SAMPLES = 512  # at a time
-GRADIENT_VALUES = 2**24  # at a time, of the students of a width on a GPU
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward
+GRADIENT_SAMPLES = 512  # at a time, at least
+GRADIENT_VALUES = 2**18  # at a time, of a student
+GPU_GRADIENT_VALUES = 2**24  # the same of the students of a width on a GPU
 
 
 def node_table(students: Population) -> Tensor:
@@ -106,18 +108,21 @@ def per_sample_gradient(teacher: MLP, students: Population, x: Tensor) -> dict[s
     """
     teacher, students = _beside(x, teacher, students)
     on_cpu, slope = x.device.type == "cpu", teacher.negative_slope
+    values = GRADIENT_VALUES if on_cpu else GPU_GRADIENT_VALUES
     largest, squares = (torch.zeros(len(students), dtype=torch.float64, device=x.device) for _ in range(2))
 
     def some(group: Group) -> None:
         indices, w1, b1, w2, b2 = group
         here = indices.to(x.device)
-        samples = GRADIENT_SAMPLES if on_cpu else max(GRADIENT_SAMPLES, GRADIENT_VALUES // b1.numel())
+        samples = max(GRADIENT_SAMPLES, values // b1.numel())
         for part, answer in zip(x.split(samples), y.split(samples), strict=True):
             z = torch.baddbmm(b1.unsqueeze(1), part.expand(len(b1), -1, -1), w1.mT)  # [students, samples, n]
-            gate = torch.where(z > 0, 1.0, slope).to(z)
-            g = gate * ((answer - torch.baddbmm(b2.unsqueeze(1), gate * z, w2.mT)) @ w2)
-            largest[here] = torch.maximum(largest[here], g.abs().amax((1, 2)).double())
-            squares[here] += g.double().square().sum((1, 2))
+            residual = torch.baddbmm(b2.unsqueeze(1), leaky_relu(z, slope), w2.mT)
+            torch.sub(answer, residual, out=residual)
+            g = leaky_relu_backward(residual @ w2, z, slope, False)
+            low, high = g.amin((1, 2)), g.amax((1, 2))
+            largest[here] = torch.maximum(largest[here], torch.maximum(-low, high).double())
+            squares[here] += g.square_().sum((1, 2)).double()
 
     groups = list(students.groups())
     if on_cpu:  # one student at a time stays in a core's cache

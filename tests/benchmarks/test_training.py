@@ -233,11 +233,13 @@ def test_a_wrong_op_misses_every_target(dtype):
 
 
 def test_the_study_is_six_decays_of_a_hundred_epochs():
-    rows = [{"training_s": t, "measuring_s": 0.5} for t in (0.5, 1.0, 1.5)]
-    whole, share = study._targets(rows, "float32", 45.0)
-    assert (whole["want"], whole["got"], whole["pass"]) == ("<= 45 min", 6 * 100 * 4.5 / 60, True)
-    assert (share["got"], share["pass"]) == (0.5, True)
-    assert not study._targets(rows, "float32", 44.9)[0]["pass"]
+    rows = [{"training_s": t, "measuring_s": 0.5, "gradient_s": 2.0} for t in (0.5, 1.0, 1.5)]
+    whole, share = study._targets(rows, "float32", 50.0)
+    training, measuring = 100 * 3.0, 106 * 1.5 + 5 * 6.0
+    assert (whole["want"], whole["pass"]) == ("<= 50 min", True)
+    assert whole["got"] == pytest.approx(6 * (training + measuring) / 60)
+    assert (share["got"], share["pass"]) == (pytest.approx(measuring / training), True)
+    assert not study._targets(rows, "float32", 48.8)[0]["pass"]
     assert not any(t["pass"] for t in study._targets([*rows, {"wrong": "errors"}], "float32", 45.0))
 
 
@@ -246,14 +248,14 @@ def test_a_wrong_epoch_has_no_seconds(monkeypatch, what):
     job = study.Job(5, 2, torch.float32)
     monkeypatch.setattr(study, "CHECKED", 4)
     students = job.train(4)
-    measured = job.measure(students)[1]
+    measured = job.snapshot(students)
     assert study.check(job, students, measured)["rho"] < 1e-5
     if what == "training":
         monkeypatch.setattr(study.Job, "train", lambda self, steps: self.students)
     else:
         attribute = {"loss": "loss", "correlation": "best_correlation"}[what]
-        wrong = getattr(measured, attribute) + 1e-3
-        monkeypatch.setattr(type(measured), attribute, property(lambda self: wrong))
+        wrong = measured | {attribute: measured[attribute] + 1e-3}
+        monkeypatch.setattr(study.Job, "snapshot", lambda self, students: wrong)
     row = study._epoch(job, 4, Options(rounds=1))
     assert "wrong" in row and "training_s" not in row
     assert "wrong |" in table.render({**PLACE, "study": [row]})
