@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_train import D, N, batches, inputs, mlp
+from test_train import C, D, N, batches, inputs, mlp
 
+from fastspec.networks import MLP
 from fastspec.training import lessons, train
 from fastspec.training.lessons import Lessons
 
@@ -45,3 +46,31 @@ def test_batches_of_more_samples_than_there_are():
 def test_measurements_are_at_the_ends_of_epochs_and_of_training():
     history = train(mlp(4, seed=0), mlp(), inputs(), steps=10, batch_size=16, evaluation=inputs(9))
     assert history.epoch_steps == 6 and list(history.measurements) == [0, 6, 10]
+
+
+@pytest.mark.parametrize("students", [1, 2])
+def test_input_noise_has_the_stated_deviation_and_is_answered(students):
+    asked = []
+    teacher = MLP([D, 4, C], dtype=torch.float32)
+    teacher.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
+    networks = [MLP([D, 8, C], seed=k) for k in range(students)]
+    x = torch.ones(20_000, D)
+    train(teacher, networks, x, steps=1, batch_size=10_000, input_noise=0.25, seed=list(range(students)), snapshots=())
+    batch = torch.cat([part for part in asked if not torch.equal(part, torch.ones_like(part))])
+    assert batch.shape == (10_000 * students, D)
+    torch.testing.assert_close(batch.mean(0), torch.ones(D), rtol=0, atol=0.01)
+    torch.testing.assert_close(batch.std(0), torch.full((D,), 0.25), rtol=0, atol=0.01)
+    assert len(batch.unique(dim=0)) == len(batch)
+
+
+def test_labels_belong_to_the_samples_of_every_epoch():
+    labels = torch.randint(C, (N,), generator=torch.Generator().manual_seed(0))
+    epochs = [inputs(seed=epoch) for epoch in range(3)]
+    found, expected = mlp(), mlp()
+    options = {"batch_size": N, "lr": 0.1, "snapshots": ()}
+    history = train(labels, found, lambda epoch: epochs[epoch], epochs=3, **options)
+    for epoch, x in enumerate(epochs):
+        loss = train(labels, expected, x, epochs=1, **options).loss
+        torch.testing.assert_close(history.loss[epoch], loss[0])
+    for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

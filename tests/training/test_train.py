@@ -301,21 +301,6 @@ def test_seeds_and_nothing_else_decide(batch_norm):
         assert not torch.equal(trained(**other).layers[0].weight, first.layers[0].weight)
 
 
-@pytest.mark.parametrize("students", [1, 2])
-def test_input_noise_has_the_stated_deviation_and_is_answered(students):
-    asked = []
-    teacher = MLP([D, 4, C], dtype=torch.float32)
-    teacher.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
-    networks = [MLP([D, 8, C], seed=k) for k in range(students)]
-    x = torch.ones(20_000, D)
-    train(teacher, networks, x, steps=1, batch_size=10_000, input_noise=0.25, seed=list(range(students)), snapshots=())
-    batch = torch.cat([part for part in asked if not torch.equal(part, torch.ones_like(part))])
-    assert batch.shape == (10_000 * students, D)
-    torch.testing.assert_close(batch.mean(0), torch.ones(D), rtol=0, atol=0.01)
-    torch.testing.assert_close(batch.std(0), torch.full((D,), 0.25), rtol=0, atol=0.01)
-    assert len(batch.unique(dim=0)) == len(batch)
-
-
 def test_the_loss_is_that_of_each_batch():
     x, teacher, student = inputs(), mlp(4, seed=0), mlp()
     rows = batches(N, 16, 1, 0)[0]
@@ -328,19 +313,6 @@ def test_progress_is_reported_to_the_end():
     reports = []
     train(mlp(4, seed=0), mlp(), inputs(), steps=13, progress=lambda step, steps: reports.append((step, steps)))
     assert reports[0] == (0, 13) and reports[-1] == (13, 13)
-
-
-def test_labels_belong_to_the_samples_of_every_epoch():
-    labels = torch.randint(C, (N,), generator=torch.Generator().manual_seed(0))
-    epochs = [inputs(seed=epoch) for epoch in range(3)]
-    found, expected = mlp(), mlp()
-    options = {"batch_size": N, "lr": 0.1, "snapshots": ()}
-    history = train(labels, found, lambda epoch: epochs[epoch], epochs=3, **options)
-    for epoch, x in enumerate(epochs):
-        loss = train(labels, expected, x, epochs=1, **options).loss
-        torch.testing.assert_close(history.loss[epoch], loss[0])
-    for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 LABELS = torch.zeros(N, dtype=torch.int64)
