@@ -92,14 +92,15 @@ def threshold_line(ax: Axes, value: float, *, vertical: bool = False) -> None:
 
 
 def amounts_axis(ax: Axes, amounts: Sequence[int] | np.ndarray) -> None:
-    """A logarithmic axis of numbers of things, with ticks at the amounts themselves, as far as they have room."""
+    """A logarithmic axis of numbers of things, with ticks at the amounts themselves: the least, the
+    largest, and others as far as there is room."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     ordered = sorted({int(amount) for amount in amounts})
-    room = math.log(ordered[-1] / ordered[0]) / 6
-    ticks = ordered[-1:]
+    lowest, ticks = ordered[0], ordered[-1:]
+    room = math.log(ticks[0] / lowest) / 3.5
     for amount in reversed(ordered[:-1]):
-        if math.log(ticks[-1] / amount) >= room:
+        if amount == lowest or min(math.log(ticks[-1] / amount), math.log(amount / lowest)) >= room:
             ticks.append(amount)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(FixedLocator(ticks))

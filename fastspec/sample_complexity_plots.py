@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastspec.figures import legend, look, panels, threshold_line
+from fastspec.figures import amounts_axis, legend, look, panels, threshold_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,10 +64,7 @@ def _lines(ax: Axes, results: xr.Dataset, values: xr.DataArray) -> None:
             ax.plot(count, one.mean("seed"), label=f"{KINDS[kind]}, {multi}×", linestyle=dashes, **look(i))
             ax.fill_between(count, one.min("seed"), one.max("seed"), color=colour, alpha=0.12, linewidth=0)
     if values.notnull().any():
-        ax.set_xscale("log")
-        ticks = [2**k for k in range(0, 40, 2) if count[0] <= 2**k <= count[-1]] or [count[0]]
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        ax.set_xticks([], minor=True)
+        amounts_axis(ax, count)
 
 
 def _dashes(count: int) -> list[tuple[float, tuple[float, ...]]]:

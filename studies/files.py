@@ -37,6 +37,20 @@ def answer(
         sys.exit(f"error: {error}")
 
 
+def answer_parts(
+    parser: ArgumentParser,
+    folder: Path,
+    parts: Mapping[str, str],
+    write: Callable[[Mapping[str, Sequence[Path]], Path], None],
+    arguments: Sequence[str] | None,
+) -> None:
+    """`answer` of a study of several parts, each of runs of a command of its own; write(folders by part, out)."""
+    for name, command in parts.items():
+        about = f"folders of runs of `{command}`, one or more"
+        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", dest=name, help=about)
+    answer(parser, folder, lambda given: write({name: getattr(given, name) for name in parts}, given.out), arguments)
+
+
 def load_run(path: Path, experiment: str) -> RunFolder:
     """The folder of a finished run; ValueError for one of another experiment."""
     folder = RunFolder.load(path)

@@ -7,22 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from studies.ablation.page import PARTS, kept, page
-from studies.files import answer, joined, load_run, records, summary, write_study
+from studies.files import answer_parts, joined, load_run, records, summary, write_study
 
 TITLE = "What deep students' specialization depends on"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.ablation", description=__doc__)
-    for name, command in PARTS.items():
-        about = f"folders of runs of `{command}`, one for each teacher"
-        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", help=about)
-    answer(
-        parser,
-        Path(__file__).parent,
-        lambda given: write({name: getattr(given, name) for name in PARTS}, given.out),
-        arguments,
-    )
+    answer_parts(parser, Path(__file__).parent, PARTS, write, arguments)
 
 
 def write(runs: Mapping[str, Sequence[Path]], out: Path) -> None:

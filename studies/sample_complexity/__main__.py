@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from studies.files import answer, joined, load_run, records, summary, write_study
+from studies.files import answer_parts, joined, load_run, records, summary, write_study
 from studies.sample_complexity.page import PARTS, page
 
 TITLE = "Few and many samples, Gaussian and about boundaries"
@@ -14,15 +14,7 @@ TITLE = "Few and many samples, Gaussian and about boundaries"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser("python -m studies.sample_complexity", description=__doc__)
-    for name, command in PARTS.items():
-        about = f"folders of runs of `{command}`, one for each teacher"
-        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, metavar="DIR", dest=name, help=about)
-    answer(
-        parser,
-        Path(__file__).parent,
-        lambda given: write({name: getattr(given, name) for name in PARTS}, given.out),
-        arguments,
-    )
+    answer_parts(parser, Path(__file__).parent, PARTS, write, arguments)
 
 
 def write(runs: Mapping[str, Sequence[Path]], out: Path) -> None:

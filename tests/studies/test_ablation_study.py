@@ -94,11 +94,6 @@ def test_a_claim_is_found_where_all_seeds_agree(wide, verdict):
     assert row[1:4] == [f"{np.mean(wide):.3f}", "0.550", f"{low:+.3f} … {high:+.3f}"] and row[-1] == verdict
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: folder: got .*without config.json"):
-        main([f"--{name}={tmp_path}" for name in PARTS])
-
-
 def test_the_committed_page_says_what_its_arrays_say():
     page = (FOLDER / "README.md").read_text()
     parts = {name: xr.load_dataset(FOLDER / f"summary-{name}.nc") for name in PARTS}

@@ -127,8 +127,9 @@ def test_a_schedule_by_epoch(batch_norm):
     assert_equal(still, student, rtol=0, atol=0)
 
 
-def test_short_epochs_of_fixed_data_are_trained_together(monkeypatch):
-    """The same steps as epoch by epoch, in fewer calls of the op."""
+@pytest.fixture
+def op_calls(monkeypatch):
+    """Steps of every call of the op, as they come."""
     calls, whole = [], updates.mlp_sgd_step
 
     def counted(*args, **options):
@@ -136,6 +137,12 @@ def test_short_epochs_of_fixed_data_are_trained_together(monkeypatch):
         return whole(*args, **options)
 
     monkeypatch.setattr(updates, "mlp_sgd_step", counted)
+    return calls
+
+
+def test_short_epochs_of_fixed_data_are_trained_together(op_calls):
+    """The same steps as epoch by epoch, in fewer calls of the op."""
+    calls = op_calls
     x, teacher = inputs(10), mlp(4, seed=9)
     found = {}
     for name, given in (("fixed", x), ("fresh", lambda epoch: x)):
@@ -148,17 +155,10 @@ def test_short_epochs_of_fixed_data_are_trained_together(monkeypatch):
     assert found["fresh"][2] >= 201 and found["fixed"][2] < 100
 
 
-def test_a_call_is_at_most_four_times_as_long_as_the_last(monkeypatch):
+def test_a_call_is_at_most_four_times_as_long_as_the_last(op_calls):
     """Also after snapshots that have kept calls short."""
-    calls, whole = [], updates.mlp_sgd_step
-
-    def counted(*args, **options):
-        calls.append(options["indices"].shape[-2])
-        return whole(*args, **options)
-
-    monkeypatch.setattr(updates, "mlp_sgd_step", counted)
     train(mlp(4, seed=9), mlp(), inputs(), steps=700, batch_size=5, snapshots=range(40))
-    assert sum(calls) == 700 and max(b / a for a, b in pairwise(calls)) <= 4
+    assert sum(op_calls) == 700 and max(b / a for a, b in pairwise(op_calls)) <= 4
 
 
 def test_fresh_data_each_epoch():
