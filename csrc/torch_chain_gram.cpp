@@ -47,17 +47,6 @@ struct Network {
     }
     return found;
   }
-
-  static Tensor in_one_piece(const Tensor& tensor) {
-    if (tensor.is_contiguous()) return tensor;
-    Shape shape{{1, 1, 1}, tensor.dim()};
-    for (int64_t axis = 0; axis < shape.axes; ++axis) shape.size[axis] = tensor.size(axis);
-    int32_t type;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-    Tensor out = empty(shape, type);
-    torch::stable::copy_(out, tensor);
-    return out;
-  }
 };
 
 Tensors chain_gram(Tensors teacher_maps, Tensors teacher_gates, Tensors student_maps, Tensors student_gates,

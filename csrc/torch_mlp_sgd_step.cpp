@@ -38,24 +38,6 @@ void run_at_once(int parts, void (*body)(void*, int), void* context) {
   for (std::thread& thread : threads) thread.join();
 }
 
-int32_t type_of(const Tensor& tensor) {
-  int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  return type;
-}
-
-// A copy whose elements lie one after the other.
-Tensor copy(const Tensor& tensor) {
-  Shape shape{{1, 1, 1}, tensor.dim()};
-  STD_TORCH_CHECK(shape.axes <= 3, "fastspec::mlp_sgd_step: tensors have at most three axes");
-  for (int64_t axis = 0; axis < shape.axes; ++axis) shape.size[axis] = tensor.size(axis);
-  Tensor out = empty(shape, type_of(tensor));
-  torch::stable::copy_(out, tensor);
-  return out;
-}
-
-Tensor in_one_piece(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : copy(tensor); }
-
 // Rows whose columns are adjacent, as the kernel reads them.
 Tensor rows(const Tensor& tensor, int64_t columns) {
   STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(1) == columns, "fastspec::mlp_sgd_step: x is [N, d], y is [N, C]");

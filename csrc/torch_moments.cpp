@@ -120,8 +120,7 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
                   "fastspec::layer_moments: teacher and student differ in samples or networks");
   const int64_t n = problem.student.nodes;
   const Shape none{{0}, 1}, shared{{problem.samples, n}, 2}, own{{problem.student.networks, problem.samples, n}, 3};
-  int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(teacher_input.get(), &type));
+  const int32_t type = type_of(teacher_input);
   Tensor teacher = empty(activations ? Shape{{problem.samples, problem.teacher.nodes}, 2} : none, type);
   Tensor student = empty(!activations ? none : population ? own : shared, type);
   if (activations) problem.teacher.activation = teacher.data_ptr(), problem.student.activation = student.data_ptr();

@@ -69,6 +69,24 @@ inline Tensor empty(const Shape& shape, int32_t type) {
   return Tensor(handle);
 }
 
+inline int32_t type_of(const Tensor& tensor) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return type;
+}
+
+// A copy whose elements lie one after the other.
+inline Tensor copy(const Tensor& tensor) {
+  Shape shape{{1, 1, 1}, tensor.dim()};
+  STD_TORCH_CHECK(shape.axes <= 3, "fastspec: tensors have at most three axes");
+  for (int64_t axis = 0; axis < shape.axes; ++axis) shape.size[axis] = tensor.size(axis);
+  Tensor out = empty(shape, type_of(tensor));
+  torch::stable::copy_(out, tensor);
+  return out;
+}
+
+inline Tensor in_one_piece(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : copy(tensor); }
+
 inline void run_parts(int parts, void (*body)(void*, int), void* context) {
   if (parts == 1) return body(context, 0);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

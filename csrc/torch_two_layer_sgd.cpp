@@ -11,20 +11,6 @@ namespace {
 
 using Trained = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// A copy whose elements lie one after the other.
-Tensor copy(const Tensor& tensor) {
-  Shape shape{{1, 1, 1}, tensor.dim()};
-  STD_TORCH_CHECK(shape.axes <= 3, "fastspec::two_layer_sgd: tensors have at most three axes");
-  for (int64_t axis = 0; axis < shape.axes; ++axis) shape.size[axis] = tensor.size(axis);
-  int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  Tensor out = empty(shape, type);
-  torch::stable::copy_(out, tensor);
-  return out;
-}
-
-Tensor in_one_piece(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : copy(tensor); }
-
 struct Weights {  // copies, and what points into them
   Tensor w1, b1, w2, b2;
 
@@ -140,9 +126,7 @@ Trained two_layer_sgd(const Tensor& x, const Tensor& y, const Tensor& w1, const 
                       double(p.inputs + p.outputs);
   const int64_t threads = work < 1e6 ? 1 : torch::stable::get_num_threads();
   train_two_layer(p, {int(std::max<int64_t>(1, std::min(threads, p.students))), run_parts});
-  int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &type));
-  const auto buffer = [&](Tensor Weights::* part) { return buffers ? (*buffers).*part : empty({{0}, 1}, type); };
+  const auto buffer = [&](Tensor Weights::* part) { return buffers ? (*buffers).*part : empty({{0}, 1}, type_of(x)); };
   return {out.w1,
           out.b1,
           out.w2,

@@ -15,6 +15,7 @@ from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
 from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations, of_students
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
+from fastspec.ops.output_loss import output_loss
 from fastspec.running import Running, finish_all
 from fastspec.workers import Spread
 
@@ -106,9 +107,9 @@ class _Pass:
         if self.together is not None:
             products = _products(pair[1], weight, self.together)[: self.students]
             self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
-        elif self.options["check"] and answers.dtype in (torch.float32, torch.float64):
-            residuals = _residuals(answers, pair[1], weight, bias)
-            self.running.add_residuals(place, residuals, lambda: (answers, _linear(pair[1], weight, bias)))
+        elif weight.dim() == 3 and self.options["check"] and answers.dtype in (torch.float32, torch.float64):
+            loss = output_loss(answers, pair[1], weight, bias)
+            self.running.add_sum(place, loss, lambda: (answers, _linear(pair[1], weight, bias)))
         else:
             self.running.add_loss(place, answers, _linear(pair[1], weight, bias))
         self.running.samples += len(x)
@@ -119,24 +120,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return x @ weight.mT
     return (torch.addmm if weight.dim() == 2 else torch.baddbmm)(bias.unsqueeze(-2), x, weight.mT)
-
-
-def _residuals(answers: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """answers [samples, outputs] less `_linear`: of a population by half of the memory traffic, rounded otherwise."""
-    if weight.dim() == 2:  # a network less itself is exactly 0
-        outputs = _linear(x, weight, bias)
-        return torch.sub(answers, outputs, out=outputs)
-    if len(weight) == 1:  # one product alone takes another way than two
-        return _residuals(answers, _twice(x), _twice(weight), None if bias is None else _twice(bias))[:1]
-    if bias is None:
-        left = answers.expand(len(weight), -1, -1).clone(memory_format=torch.contiguous_format)
-    else:
-        left = answers - bias.unsqueeze(-2)
-    return left.baddbmm_(x, weight.mT, alpha=-1)
-
-
-def _twice(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, tensor])
 
 
 def _products(x: Tensor, weight: Tensor, students: int) -> Tensor:

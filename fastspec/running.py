@@ -37,9 +37,8 @@ class Running:
         if self.loss is not None:
             self._add(summed_loss(place, teacher, student, bias))
 
-    def add_residuals(self, place: str, residuals: Tensor, outputs: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """The same of residuals [*P, samples, outputs] on the CPU; `outputs` are both networks', for what overflows."""
-        loss = _half_squares(residuals)
+    def add_sum(self, place: str, loss: Tensor, outputs: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """A loss [*P] that is known already; `outputs` are both networks', for what overflowed."""
         self._add(loss if loss.isfinite().all() else summed_loss(place, *outputs()))
 
     def _add(self, loss: Tensor) -> None:
@@ -100,11 +99,7 @@ def summed_loss(place: str, teacher: Tensor, student: Tensor, bias: Tensor | Non
 def _sum_of_squares(teacher: Tensor, student: Tensor, dtype: torch.dtype) -> Tensor:
     samples = student.dim() - teacher.dim()  # the axis
     residuals = student.to(dtype) - teacher.to(dtype)
-    return _half_squares(residuals.unsqueeze(-1).flatten(samples + 1))
-
-
-def _half_squares(rows: Tensor) -> Tensor:
-    """Half of the sum of squares of rows [*P, samples, outputs], [*P] float64."""
+    rows = residuals.unsqueeze(-1).flatten(samples + 1)
     if rows.shape[-2] % ROWS == 0:
         rows = rows.unflatten(-2, (-1, ROWS)).flatten(-2)
     return torch.linalg.vector_norm(rows, dim=-1).double().square().sum(-1) / 2
