@@ -22,7 +22,7 @@ from fastspec.workers import Spread
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
 BATCH_BYTES = 16 * 2**20  # of inputs, beyond which it is BATCH samples: workers wait for each other after each
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
+SLAB_BYTES = 10 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 
@@ -107,7 +107,7 @@ class _Pass:
         if self.together is not None:
             products = _products(pair[1], weight, self.together)[: self.students]
             self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
-        elif weight.dim() == 3 and self.options["check"] and answers.dtype in (torch.float32, torch.float64):
+        elif _loss_is_fused(self.student):
             loss = output_loss(answers, pair[1], weight, bias)
             self.running.add_sum(place, loss, lambda: (answers, _linear(pair[1], weight, bias)))
         else:
@@ -193,8 +193,15 @@ def _operations(teacher: Sequence[Layer], student: Sequence[Layer]) -> int:
 
 
 def _bytes(stack: Sequence[Layer]) -> int:
-    """The bytes of one student's activations and outputs of one sample."""
-    return sum(weight.shape[-2] * weight.element_size() for weight, _ in stack)
+    """The bytes of one student's activations and outputs of one sample, as far as they are written to memory."""
+    written = stack[:-1] if _loss_is_fused(stack) else stack
+    return sum(weight.shape[-2] * weight.element_size() for weight, _ in written)
+
+
+def _loss_is_fused(stack: Sequence[Layer]) -> bool:
+    """Whether outputs are never in memory; those of a single network are: less itself it is exactly 0."""
+    weight = stack[0][0]
+    return weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
 
 
 def _side_by_side(slabs: list[Measurement]) -> Measurement:
