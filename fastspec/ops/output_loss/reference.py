@@ -12,5 +12,6 @@ def output_loss(answers: Tensor, activations: Tensor, weight: Tensor, bias: Tens
         outputs = activations @ weight.T if bias is None else torch.addmm(bias, activations, weight.T)
         norms = torch.linalg.vector_norm(outputs - answers, dim=-1)
         return norms.double().square().sum() / 2
-    students = [output_loss(answers, activations[k], w, None if bias is None else bias[k]) for k, w in enumerate(weight)]
+    biases = [None] * len(weight) if bias is None else bias
+    students = [output_loss(answers, h, w, b) for h, w, b in zip(activations, weight, biases, strict=True)]
     return torch.stack(students) if students else answers.new_empty(0, dtype=torch.float64)
