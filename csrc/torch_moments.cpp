@@ -12,6 +12,7 @@ namespace {
 using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using MomentsAndActivations =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using MomentsAndLoss = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // [*networks, N, columns, *space]; `networks` says whether the first axis is there.
 Array array_of(const Tensor& tensor, bool networks) {
@@ -96,15 +97,13 @@ Moments cross_moments(const Tensor& teacher, const Tensor& student, StringHandle
   return run(problem, population, coactivation);
 }
 
-MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& teacher_weight,
-                                    const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
-                                    const Tensor& student_weight, const std::optional<Tensor>& student_bias,
-                                    double negative_slope, StringHandle precision, bool coactivation,
-                                    bool activations) {
-  check_precision(precision, teacher_input);
+MomentsProblem layer_problem(const Tensor& teacher_input, const Tensor& teacher_weight,
+                             const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
+                             const Tensor& student_weight, const std::optional<Tensor>& student_bias,
+                             double negative_slope) {
   const bool population = student_weight.dim() == 3, own_inputs = student_input.dim() == 3;
   STD_TORCH_CHECK(teacher_input.dim() == 2 && teacher_weight.dim() == 2 && (student_input.dim() == 2 || own_inputs),
-                  "fastspec::layer_moments: inputs are [N, inputs], the student's may have networks first");
+                  "fastspec: inputs are [N, inputs], the student's may have networks first");
   check_alike(student_input, teacher_input);
   MomentsProblem problem{};
   problem.scalar = scalar_of(teacher_input);
@@ -117,7 +116,19 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
   problem.samples = teacher_input.size(0);
   STD_TORCH_CHECK(student_input.size(own_inputs) == problem.samples &&
                       (!own_inputs || (population && student_input.size(0) == student_weight.size(0))),
-                  "fastspec::layer_moments: teacher and student differ in samples or networks");
+                  "fastspec: teacher and student differ in samples or networks");
+  return problem;
+}
+
+MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& teacher_weight,
+                                    const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
+                                    const Tensor& student_weight, const std::optional<Tensor>& student_bias,
+                                    double negative_slope, StringHandle precision, bool coactivation,
+                                    bool activations) {
+  check_precision(precision, teacher_input);
+  const bool population = student_weight.dim() == 3;
+  MomentsProblem problem = layer_problem(teacher_input, teacher_weight, teacher_bias, student_input, student_weight,
+                                         student_bias, negative_slope);
   const int64_t n = problem.student.nodes;
   const Shape none{{0}, 1}, shared{{problem.samples, n}, 2}, own{{problem.student.networks, problem.samples, n}, 3};
   const int32_t type = type_of(teacher_input);
@@ -127,10 +138,56 @@ MomentsAndActivations layer_moments(const Tensor& teacher_input, const Tensor& t
   return std::tuple_cat(run(problem, population, coactivation), std::tuple(teacher, student));
 }
 
+// A layer of outputs above `nodes` nodes, [*networks, outputs, nodes] and [*networks, outputs], in one piece.
+struct OutputTensors {
+  Tensor weight;
+  std::optional<Tensor> bias;
+
+  OutputTensors(const Tensor& weight_of, const std::optional<Tensor>& bias_of, const Side& side, bool population,
+                int64_t outputs, const Tensor& input)
+      : weight(in_one_piece(weight_of)) {
+    check_alike(weight_of, input);
+    const auto networks_of = [&](const Tensor& tensor) { return population ? tensor.size(0) : 1; };
+    STD_TORCH_CHECK(weight_of.dim() == 2 + population && networks_of(weight_of) == side.networks &&
+                        weight_of.size(population) == outputs && weight_of.size(population + 1) == side.nodes,
+                    "fastspec: weights of outputs are [*networks, outputs, nodes]");
+    if (!bias_of) return;
+    check_alike(*bias_of, input);
+    STD_TORCH_CHECK(bias_of->dim() == 1 + population && networks_of(*bias_of) == side.networks &&
+                        bias_of->size(population) == outputs,
+                    "fastspec: biases of outputs are [*networks, outputs]");
+    bias = in_one_piece(*bias_of);
+  }
+
+  const void* bias_at() const { return bias ? bias->data_ptr() : nullptr; }
+};
+
+MomentsAndLoss moments_and_loss(const Tensor& teacher_input, const Tensor& teacher_weight,
+                                const std::optional<Tensor>& teacher_bias, const Tensor& student_input,
+                                const Tensor& student_weight, const std::optional<Tensor>& student_bias,
+                                const Tensor& teacher_top, const std::optional<Tensor>& teacher_top_bias,
+                                const Tensor& student_top, const std::optional<Tensor>& student_top_bias,
+                                double negative_slope, bool coactivation) {
+  const bool population = student_weight.dim() == 3;
+  MomentsProblem problem = layer_problem(teacher_input, teacher_weight, teacher_bias, student_input, student_weight,
+                                         student_bias, negative_slope);
+  STD_TORCH_CHECK((problem.scalar == Scalar::f32 || problem.scalar == Scalar::f64) && teacher_top.dim() == 2,
+                  "fastspec::moments_and_loss takes float32 or float64, and one teacher");
+  const int64_t outputs = teacher_top.size(0);
+  const OutputTensors teacher(teacher_top, teacher_top_bias, problem.teacher, false, outputs, teacher_input);
+  const OutputTensors student(student_top, student_top_bias, problem.student, population, outputs, teacher_input);
+  Tensor loss = empty({{problem.student.networks}, population}, aoti_torch_dtype_float64());
+  torch::stable::zero_(loss);
+  problem.top = {teacher.weight.data_ptr(), teacher.bias_at(), student.weight.data_ptr(),
+                 student.bias_at(),         outputs,           static_cast<double*>(loss.data_ptr())};
+  return std::tuple_cat(run(problem, population, coactivation), std::tuple(loss));
+}
+
 }  // namespace
 }  // namespace fastspec
 
 STABLE_TORCH_LIBRARY_IMPL(fastspec, CPU, library) {
   library.impl("cross_moments", TORCH_BOX(&fastspec::cross_moments));
   library.impl("layer_moments", TORCH_BOX(&fastspec::layer_moments));
+  library.impl("moments_and_loss", TORCH_BOX(&fastspec::moments_and_loss));
 }

@@ -13,16 +13,23 @@ from torch.nn.functional import pad
 
 from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
-from fastspec.moments import CrossMoments, Layer, layer_moments_with_activations, of_students
+from fastspec.moments import (
+    CrossMoments,
+    Layer,
+    layer_moments_and_loss,
+    layer_moments_with_activations,
+    of_students,
+)
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
-from fastspec.ops.output_loss import output_loss
+from fastspec.ops.precision import check_precision
 from fastspec.running import Running, finish_all
 from fastspec.workers import Spread
 
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
 BATCH_BYTES = 16 * 2**20  # of inputs, beyond which it is BATCH samples: workers wait for each other after each
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
-SLAB_BYTES = 10 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
+SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
+SLAB_NODES = 2048  # of a slab whose outputs and highest activations are not written
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 
@@ -54,7 +61,11 @@ def measure_layers(
     _check_finite(teacher, stacks)
     for stack in stacks:
         _check_pair(teacher, stack)
-    passes = [[_Pass(teacher, slab, negative_slope, options) for slab in _slabs(stack)] for stack in stacks]
+    options["negative_slope"] = negative_slope
+    passes = []
+    for stack in stacks:
+        fused = _fused(stack, options)
+        passes.append([_Pass(teacher, slab, fused, options) for slab in _slabs(stack, fused)])
     slabs = [slab for stack in reversed(passes) for slab in stack]  # the widest first, for an even end
     weight = teacher[0][0]
 
@@ -74,10 +85,9 @@ def measure_layers(
 class _Pass:
     """The running measurement of one teacher against one student, or one slab of students."""
 
-    def __init__(
-        self, teacher: Sequence[Layer], student: Sequence[Layer], negative_slope: float, options: dict[str, Any]
-    ):
-        self.teacher, self.student, self.samples = teacher, student, _samples(teacher, student)
+    def __init__(self, teacher: Sequence[Layer], student: Sequence[Layer], fused: bool, options: dict[str, Any]):
+        self.teacher, self.student, self.samples = teacher, student, _samples(teacher, student, fused)
+        self.fused = fused
         weight = student[0][0]
         check = not waits(weight.device)
         self.together: int | None = None  # students of a product of outputs, on a GPU
@@ -87,7 +97,7 @@ class _Pass:
             if len(weight) % self.together:
                 self.students = len(weight)
                 self.student = [_filled(layer, self.together) for layer in student]
-        self.options = {"negative_slope": negative_slope, "check": check, **options}
+        self.options = {"check": check, **options}
         self.running = Running()
 
     def add(self, batch: Batch) -> None:
@@ -99,20 +109,35 @@ class _Pass:
         for i in range(len(self.teacher) - 1):
             name = f"hidden{i + 1}"
             try:
+                if self.fused and i == len(self.teacher) - 2 and self._add_top(name, pair):
+                    break
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.running.add(name, moments if self.students is None else moments[: self.students])
+        else:
+            self._add_outputs(pair, place)
+        self.running.samples += len(x)
+
+    def _add_top(self, name: str, pair: tuple[Tensor, Tensor]) -> bool:
+        """Measure the highest hidden layer and the loss in one pass; False where squares are beyond the dtype."""
+        options = {option: self.options[option] for option in ("negative_slope", "coactivation", "check")}
+        (t, t_top), (s, s_top) = self.teacher[-2:], self.student[-2:]
+        moments, loss = layer_moments_and_loss(pair, (t, t_top), (s, s_top), **options)
+        if not loss.isfinite().all():
+            return False
+        self.running.add(name, moments)
+        self.running.add_sum(loss)
+        return True
+
+    def _add_outputs(self, pair: tuple[Tensor, Tensor], place: str) -> None:
+        """The loss of the outputs above the highest activations."""
         answers, (weight, bias) = _linear(pair[0], *self.teacher[-1]), self.student[-1]
         if self.together is not None:
             products = _products(pair[1], weight, self.together)[: self.students]
             self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
-        elif _loss_is_fused(self.student):
-            loss = output_loss(answers, pair[1], weight, bias)
-            self.running.add_sum(place, loss, lambda: (answers, _linear(pair[1], weight, bias)))
         else:
             self.running.add_loss(place, answers, _linear(pair[1], weight, bias))
-        self.running.samples += len(x)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -137,7 +162,14 @@ def _batch_size(weight: Tensor) -> int:
     return min(most, max(BATCH, held // (weight.shape[1] * weight.element_size())))
 
 
-def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
+def _fused(stack: Sequence[Layer], options: dict[str, Any]) -> bool:
+    """Whether the highest activations and the outputs of a stack are never in memory: of populations on the CPU."""
+    weight = stack[0][0]
+    on_cpu = weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
+    return on_cpu and not options["grams"] and options["precision"] in (None, check_precision(None, weight.dtype))
+
+
+def _slabs(stack: Sequence[Layer], fused: bool = False) -> list[list[Layer]]:
     """The students of a stack in slabs of about one size: those whose activations stay in a core's cache, or as many as
     a GPU is to hold."""
     weight = stack[0][0]
@@ -145,18 +177,22 @@ def _slabs(stack: Sequence[Layer]) -> list[list[Layer]]:
         return [list(stack)]
     together = _together(stack) if waits(weight.device) else 1  # slabs have a whole number of so many
     units = math.ceil(len(weight) / together)
-    each = math.ceil(units / math.ceil(units / (_fitting(stack) // together))) * together
+    most = _fitting(stack, fused) // together
+    each = math.ceil(units / math.ceil(units / most)) * together
     return [
         [(w[k : k + each], None if b is None else b[k : k + each]) for w, b in stack]
         for k in range(0, len(weight), each)
     ]
 
 
-def _fitting(stack: Sequence[Layer]) -> int:
+def _fitting(stack: Sequence[Layer], fused: bool = False) -> int:
     """How many students a slab may have."""
     on_gpu = waits(stack[0][0].device)
     samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if on_gpu else (SLAB_SAMPLES, SLAB_BYTES)
-    return max(1, most // (samples * _bytes(stack)))
+    if not fused:
+        return max(1, most // (samples * _bytes(stack)))
+    nodes, written = max(1, stack[-2][0].shape[-2]), _bytes(stack[:-2])
+    return max(1, min(SLAB_NODES // nodes, most // (samples * written) if written else SLAB_NODES))
 
 
 def _together(stack: Sequence[Layer]) -> int:
@@ -171,13 +207,15 @@ def _filled(layer: Layer, students: int) -> Layer:
     return pad(weight, (0, 0, 0, 0, 0, missing)), None if bias is None else pad(bias, (0, 0, 0, missing))
 
 
-def _samples(teacher: Sequence[Layer], stack: Sequence[Layer]) -> int:
-    """How many samples go through a stack at a time.
+def _samples(teacher: Sequence[Layer], stack: Sequence[Layer], fused: bool = False) -> int:
+    """How many samples go through a stack at a time: all where no activation is written.
 
     On a GPU as few as keep it at work, so that most of a layer is still in the second-level cache (50 MB on an H200)
     when the next one reads it; what does not fit there costs less than a device that waits for the host.
     """
     weight = stack[0][0]
+    if len(stack) == 2 and fused:
+        return 2**62
     if weight.dim() == 3:
         return GPU_SLAB_SAMPLES if waits(weight.device) else SLAB_SAMPLES
     if not waits(weight.device):
@@ -193,15 +231,8 @@ def _operations(teacher: Sequence[Layer], student: Sequence[Layer]) -> int:
 
 
 def _bytes(stack: Sequence[Layer]) -> int:
-    """The bytes of one student's activations and outputs of one sample, as far as they are written to memory."""
-    written = stack[:-1] if _loss_is_fused(stack) else stack
-    return sum(weight.shape[-2] * weight.element_size() for weight, _ in written)
-
-
-def _loss_is_fused(stack: Sequence[Layer]) -> bool:
-    """Whether outputs are never in memory; those of a single network are: less itself it is exactly 0."""
-    weight = stack[0][0]
-    return weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
+    """The bytes of one student's activations and outputs of one sample."""
+    return sum(weight.shape[-2] * weight.element_size() for weight, _ in stack)
 
 
 def _side_by_side(slabs: list[Measurement]) -> Measurement:

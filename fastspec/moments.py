@@ -16,6 +16,7 @@ from fastspec.ops.checks import check_integer, refuse, shape
 from fastspec.ops.cross_moments import Moments
 from fastspec.ops.cross_moments import cross_moments as cross_moments_op
 from fastspec.ops.layer_moments import layer_moments as layer_moments_op
+from fastspec.ops.moments_and_loss import moments_and_loss as moments_and_loss_op
 from fastspec.tensor_files import load_tensors, save_tensors
 
 Layer = tuple[Tensor, Tensor | None]  # weight [*P, nodes, inputs], bias [*P, nodes] or None
@@ -270,6 +271,24 @@ def layer_moments_with_activations(
         students = [(activations[1],)] if moments.population is None else [(k,) for k in activations[1]]
         moments = _with_grams(moments, partial(_within, precision=precision), activations[:1], students)
     return moments, activations
+
+
+def layer_moments_and_loss(
+    x: Tensor | tuple[Tensor, Tensor],
+    teacher: tuple[Layer, Layer],
+    student: tuple[Layer, Layer],
+    *,
+    negative_slope: float = 0.0,
+    coactivation: bool = False,
+    check: bool = True,
+) -> tuple[CrossMoments, Tensor]:
+    """`layer_moments` of the lower of two layers, and the loss of the upper one's outputs, [*P] float64: the sum over
+    the samples of 1/2 ||teacher - student||^2, not finite where a square is beyond the dtype, float64 or float32."""
+    t, s = _sides(x, teacher[0], student[0])
+    raw, loss = moments_and_loss_op(
+        (*t, *teacher[1]), (*s, *student[1]), negative_slope=negative_slope, coactivation=coactivation
+    )
+    return _moments(raw, len(t[0]), check), loss
 
 
 def _moments(raw: Moments, count: int, check: bool) -> CrossMoments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,13 +35,10 @@ class Running:
     def add_loss(self, place: str, teacher: Tensor, student: Tensor, bias: Tensor | None = None) -> None:
         """The loss of a batch of outputs, as `summed_loss`, unless `loss` is None."""
         if self.loss is not None:
-            self._add(summed_loss(place, teacher, student, bias))
+            self.add_sum(summed_loss(place, teacher, student, bias))
 
-    def add_sum(self, place: str, loss: Tensor, outputs: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """A loss [*P] that is known already; `outputs` are both networks', for what overflowed."""
-        self._add(loss if loss.isfinite().all() else summed_loss(place, *outputs()))
-
-    def _add(self, loss: Tensor) -> None:
+    def add_sum(self, loss: Tensor) -> None:
+        """A loss [*P] that is summed already."""
         assert self.loss is not None
         self.loss = self.loss + loss if self.samples else loss
 

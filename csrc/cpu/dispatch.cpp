@@ -7,7 +7,6 @@
 #include "fastspec/instruction_set.h"
 #include "fastspec/mlp_sgd_step.h"
 #include "fastspec/moments.h"
-#include "fastspec/output_loss.h"
 #include "fastspec/two_layer_sgd.h"
 
 namespace fastspec {
@@ -21,9 +20,6 @@ void train_two_layer_avx512(const TrainingProblem&, const int64_t*, const Parall
 void compute_chain_gram_baseline(const ChainGramProblem&, const Parallel&);
 void compute_chain_gram_avx2(const ChainGramProblem&, const Parallel&);
 void compute_chain_gram_avx512(const ChainGramProblem&, const Parallel&);
-void compute_output_loss_baseline(const OutputLossProblem&, const Parallel&);
-void compute_output_loss_avx2(const OutputLossProblem&, const Parallel&);
-void compute_output_loss_avx512(const OutputLossProblem&, const Parallel&);
 void train_deep_baseline(const DeepProblem&, const Parallel&);
 void train_deep_avx2(const DeepProblem&, const Parallel&);
 void train_deep_avx512(const DeepProblem&, const Parallel&);
@@ -66,14 +62,6 @@ void compute_chain_gram(const ChainGramProblem& problem, const Parallel& paralle
   if (chosen == InstructionSet::avx2) return compute_chain_gram_avx2(problem, parallel);
 #endif
   compute_chain_gram_baseline(problem, parallel);
-}
-
-void compute_output_loss(const OutputLossProblem& problem, const Parallel& parallel) {
-#if defined(__x86_64__)
-  if (chosen == InstructionSet::avx512) return compute_output_loss_avx512(problem, parallel);
-  if (chosen == InstructionSet::avx2) return compute_output_loss_avx2(problem, parallel);
-#endif
-  compute_output_loss_baseline(problem, parallel);
 }
 
 void train_deep(const DeepProblem& problem, const Parallel& parallel) {

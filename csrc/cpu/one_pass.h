@@ -2,12 +2,9 @@
 // against them. Who computes a panel does not change what is computed: results do not depend on the threads.
 #pragma once
 
-#include <type_traits>
-
 #include "cross_moments.h"
 #include "layer_moments.h"
-#include "products.h"
-#include "workspace.h"
+#include "losses.h"
 
 namespace fastspec {
 namespace FASTSPEC_ISA {
@@ -15,42 +12,25 @@ namespace FASTSPEC_ISA {
 template <typename T, typename Stored>
 class OnePass {
   using P = Plan<T>;
+  using Columns = PanelColumns<T>;
   using Sums = typename Workspace<T>::Sums;
   using Scratch = typename Workspace<T>::Scratch;
   static constexpr int tile_rows = P::tile_rows, columns = P::columns;
-
-  struct Columns {  // the nodes of one panel
-    int64_t network[columns], node[columns];
-    int width;
-  };
 
   const MomentsProblem& problem_;
   const Parallel& parallel_;
   const P plan_;
   Workspace<T> work_;
+  const Losses<T> losses_;
 
   int64_t first_row(int64_t chunk) const { return chunk * plan_.rows; }
   int64_t rows_of(int64_t chunk) const { return clamp(problem_.samples - first_row(chunk), 0, plan_.rows); }
 
-  Columns columns_of(const Side& side, int64_t panel, int64_t group_nodes, int64_t group_panels) const {
-    Columns c;
-    const int64_t group = panel / group_panels, first = panel % group_panels * columns;
-    c.width = int(clamp(group_nodes - first, 0, columns));
-    for (int i = 0; i < c.width; ++i) {
-      const int64_t column = group * group_nodes + first + i;
-      c.network[i] = column / side.nodes, c.node[i] = column % side.nodes;
-    }
-    return c;
-  }
-
-  // Of a panel's two vectors, those that nodes lie in.
-  static int vectors_of(const Columns& c) { return c.width > Simd<T>::lanes ? 2 : 1; }
-
   Columns teacher_columns(int64_t panel) const {
-    return columns_of(problem_.teacher, panel, problem_.teacher.nodes, plan_.teacher_panels);
+    return Columns::of(problem_.teacher, panel, problem_.teacher.nodes, plan_.teacher_panels);
   }
   Columns student_columns(int64_t panel) const {
-    return columns_of(problem_.student, panel, plan_.group_nodes, plan_.group_panels);
+    return Columns::of(problem_.student, panel, plan_.group_nodes, plan_.group_panels);
   }
 
   static void pack_layer(const Side& side, const Columns& c, T* weights, T* bias) {
@@ -76,11 +56,15 @@ class OnePass {
   void fill_panel(const Side& side, const Columns& c, int64_t first, int64_t rows, const T* inputs, const T* weights,
                   const T* bias, Scratch& scratch) const {
     if (plan_.layer) {
-      by_count<2>(vectors_of(c), [&](auto vectors) {
+      by_count<2>(c.vectors(), [&](auto vectors) {
         activate_panel<vectors.of>(inputs, weights, bias, side.layer.inputs, rows, T(problem_.negative_slope),
                                    scratch.panel);
       });
-      if (side.activation) keep_activations(side, c, first, rows, scratch.panel);
+      if (side.activation) {
+        c.copy_out(scratch.panel, rows, side.nodes, [&](int64_t network) {
+          return static_cast<Stored*>(side.activation) + (network * problem_.samples + first) * side.nodes;
+        });
+      }
       return;
     }
     int64_t at[columns] = {};
@@ -89,38 +73,6 @@ class OnePass {
     }
     sample_offsets(side.array, first, rows, scratch.rows_at);
     gather_panel(static_cast<const Stored*>(side.array.data), scratch.rows_at, rows, at, c.width, scratch.panel);
-  }
-
-  // Rows of adjacent values from the panel: whole vectors, the last one over part of the one before, or a few pieces.
-  static void copy_row(const T* from, Stored* to, int count) {
-    if constexpr (std::is_same_v<T, Stored>) {
-      constexpr int lanes = Simd<T>::lanes;
-      if (count >= lanes) {
-        std::memcpy(to, from, lanes * sizeof(T));
-        std::memcpy(to + count - lanes, from + count - lanes, lanes * sizeof(T));
-        return;
-      }
-      const auto piece = [&](auto size) {
-        constexpr int values = decltype(size)::value;
-        if (!(count & values)) return;
-        std::memcpy(to, from, values * sizeof(T));
-        from += values, to += values;
-      };
-      piece(std::integral_constant<int, 8>{}), piece(std::integral_constant<int, 4>{});
-      piece(std::integral_constant<int, 2>{}), piece(std::integral_constant<int, 1>{});
-    } else {
-      for (int i = 0; i < count; ++i) to[i] = cast<Stored>(from[i]);
-    }
-  }
-
-  void keep_activations(const Side& side, const Columns& c, int64_t first, int64_t rows, const T* panel) const {
-    Stored* const out = static_cast<Stored*>(side.activation);
-    for (int i = 0; i < c.width;) {  // the nodes of one network after the other
-      const int count = int(clamp(side.nodes - c.node[i], 0, c.width - i));
-      Stored* to = out + (c.network[i] * problem_.samples + first) * side.nodes + c.node[i];
-      for (int64_t r = 0; r < rows; ++r, to += side.nodes) copy_row(panel + r * columns + i, to, count);
-      i += count;
-    }
   }
 
   // The panel's nodes, from `node` on, to their places in the tiles, [tile, row, node in tile].
@@ -157,6 +109,10 @@ class OnePass {
                  work_.teacher_weights + node * p.teacher_depth, work_.teacher_bias + node, scratch);
       if (chunk == 0)
         for (int c = 0; c < columns; ++c) work_.teacher_reference[node + c] = scratch.panel[c];
+      if (p.loss) {
+        teacher_columns(panel).copy_out(scratch.panel, rows, problem_.teacher.nodes,
+                                        [&](int64_t) { return scratch.activations; });
+      }
       if (p.coactive) gate_bits(scratch.panel, rows, p.words, work_.teacher_gates + (at * p.padded + node) * p.words);
       center_panel(scratch.panel, rows, s);
       for (int c = 0; c < columns; ++c) {
@@ -171,6 +127,7 @@ class OnePass {
       for (int64_t r = 0; r < rows; ++r) column[r * tile_rows] = T(0);
       work_.chunk_shift[at * p.padded + j] = work_.chunk_sum[at * p.padded + j] = 0;
     }
+    if (p.loss) losses_.answer(at, rows, scratch);
   }
 
   // In order of chunks: the teacher's statistics, and its tiles' view of every chunk.
@@ -195,6 +152,7 @@ class OnePass {
     const Columns nodes = student_columns(slab_first + panel);
     fill_panel(problem_.student, nodes, first_row(chunk), rows, inputs,
                work_.student_weights + column * p.student_depth, work_.student_bias + column, scratch);
+    if (p.loss) losses_.add(nodes, at, rows, sums, scratch);
     if (p.coactive) {
       gate_bits(scratch.panel, rows, p.words, scratch.gates);
       count_coactive(work_.teacher_gates + at * p.padded * p.words, problem_.teacher.nodes, scratch.gates, columns,
@@ -210,7 +168,7 @@ class OnePass {
       sums.square[column + c] += s.square[c] + 2 * offset[c] * s.sum[c] + rows * offset[c] * offset[c];
       sums.active[column + c] += s.active[c];
     }
-    by_count<2>(vectors_of(nodes), [&](auto vectors) {
+    by_count<2>(nodes.vectors(), [&](auto vectors) {
       for (int64_t tile = 0; tile < p.teacher_tiles; ++tile) {
         accumulate_tile<vectors.of>(work_.teacher + at * p.padded * p.rows + tile * tile_rows * p.rows, scratch.panel,
                                     rows, work_.tiles[at * p.teacher_tiles + tile], total, offset,
@@ -248,10 +206,11 @@ class OnePass {
   }
 
   void student_round(int64_t slab_first, int64_t panels, int64_t first_chunk, int64_t chunks) {
-    const int64_t slots = plan_.slots, tasks = slots * panels;
+    const int64_t slots = plan_.slots, tasks = slots * panels, unit = plan_.loss ? panels : 1;  // of one part
     parallel_([&](int part) {
-      const int64_t end = tasks * (part + 1) / parallel_.parts;
-      for (int64_t task = tasks * part / parallel_.parts; task < end;) {
+      const auto begin_of = [&](int64_t which) { return unit ? tasks / unit * which / parallel_.parts * unit : 0; };
+      const int64_t end = begin_of(part + 1);
+      for (int64_t task = begin_of(part); task < end;) {
         const int64_t slot = task / panels, first = task % panels;
         const int64_t count = panels - first < end - task ? panels - first : end - task;
         for (int64_t at = slot; at < chunks; at += slots) {
@@ -315,13 +274,18 @@ class OnePass {
       std::memset(s.sum, 0, wide * sizeof(double));
       std::memset(s.square, 0, wide * sizeof(double));
       std::memset(s.active, 0, wide * sizeof(int64_t));
+      if (plan_.loss) std::memset(s.loss, 0, problem_.student.networks * sizeof(double));
       if (plan_.coactive) std::memset(s.coactive, 0, wide * problem_.teacher.nodes * sizeof(int64_t));
     }
   }
 
  public:
   OnePass(const MomentsProblem& problem, const Parallel& parallel)
-      : problem_(problem), parallel_(parallel), plan_(problem), work_(plan_, parallel.parts) {}
+      : problem_(problem),
+        parallel_(parallel),
+        plan_(problem),
+        work_(problem, plan_, parallel.parts),
+        losses_(problem, plan_, work_) {}
 
   void run() {
     const P& p = plan_;
@@ -344,6 +308,7 @@ class OnePass {
           pack_layer(problem_.student, student_columns(slab_first + panel),
                      work_.student_weights + panel * columns * p.student_depth, work_.student_bias + panel * columns);
         }
+        if (p.loss) losses_.pack(part, parallel_.parts);
       });
       for (int64_t chunk = 0; chunk < p.chunks; chunk += p.round) {
         const int64_t chunks = clamp(p.chunks - chunk, 0, p.round);
@@ -355,6 +320,7 @@ class OnePass {
         for (int64_t at = 0; at < chunks; ++at) add_teacher(chunk + at, at, slab_first == 0);
         if (chunk == 0) find_references(slab_first, panels);
         student_round(slab_first, panels, chunk, chunks);
+        for (int64_t at = 0; p.loss && at < chunks; ++at) losses_.add_without_nodes(at, rows_of(chunk + at));
       }
       parallel_([&](int part) {
         for (int64_t panel = panels * part / parallel_.parts; panel < panels * (part + 1) / parallel_.parts; ++panel) {
@@ -364,6 +330,7 @@ class OnePass {
       slab_first += p.slab;
     } while (slab_first < p.panels);
     write_teacher();
+    if (p.loss) losses_.write();
   }
 };
 

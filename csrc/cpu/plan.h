@@ -16,14 +16,18 @@ struct Plan {
   static constexpr int tile_rows = Tile<T>::rows, columns = Tile<T>::columns;
   static constexpr int64_t cache = 320 << 10, round_bytes = 8 << 20, slot_bytes = 16 << 20, slab_bytes = 40 << 20;
 
-  bool layer, coactive;
+  bool layer, coactive, loss;
   bool own_inputs, same_inputs;  // every student network has inputs of its own; both sides read one array
-  int64_t teacher_nodes, teacher_depth, student_depth, teacher_tiles, teacher_panels;
+  int64_t teacher_nodes, student_nodes, teacher_depth, student_depth, teacher_tiles, teacher_panels;
   int64_t padded;                             // teacher nodes, to whole tiles and whole panels
   int64_t group_nodes, group_panels, panels;  // a panel lies within one group of student nodes
   int64_t slab;                               // panels whose sums and weights are held at a time
   int64_t rows, tiled_rows, words;            // of a chunk: samples, the same to whole tiles, words of gate bits
   int64_t chunks, round, slots;               // chunks in all, in a round; sums kept apart so that cores find work
+
+  // Networks that a panel may have nodes of.
+  int64_t kept() const { return (columns - 1) / (student_nodes ? student_nodes : 1) + 2; }
+  int64_t kept_nodes() const { return clamp(kept() * student_nodes, teacher_nodes, INT64_MAX); }
 
   static bool reads_same(const Side& a, const Side& b) {
     return a.array.data == b.array.data && a.array.column_stride == b.array.column_stride &&
@@ -34,9 +38,11 @@ struct Plan {
   explicit Plan(const MomentsProblem& p)
       : layer(p.layered),
         coactive(p.coactive != nullptr),
+        loss(p.top.loss != nullptr),
         own_inputs(layer && p.student.array.network_stride != 0 && p.student.networks > 1),
         same_inputs(layer && reads_same(p.teacher, p.student)),
         teacher_nodes(p.teacher.nodes),
+        student_nodes(p.student.nodes),
         teacher_depth(layer ? p.teacher.layer.inputs : 0),
         student_depth(layer ? p.student.layer.inputs : 0),
         teacher_tiles(ceil_div(teacher_nodes, tile_rows)),
@@ -59,8 +65,8 @@ struct Plan {
     if (slots > chunks) slots = chunks;
     round = ceil_div(clamp(how_many(round_bytes, chunk_bytes), 1, chunks < 16 ? chunks : 16), slots) * slots;
     const int64_t weights_bytes = student_depth * columns * sizeof(T);
-    slab = clamp(how_many(slab_bytes, slots * sums_bytes * (coactive ? 2 : 1) + weights_bytes), 1,
-                 panels > 0 ? panels : 1);
+    const int64_t fitting = how_many(slab_bytes, slots * sums_bytes * (coactive ? 2 : 1) + weights_bytes);
+    slab = clamp(loss ? panels : fitting, 1, panels > 0 ? panels : 1);  // a loss is of whole networks
   }
 };
 

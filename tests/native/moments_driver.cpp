@@ -1,5 +1,6 @@
-// Runs the CPU kernels on small integers, where every sum is exact, in buffers without a spare byte and on threads of
-// its own, so that the sanitizers see each access. Prints "ok" and the number of problems.
+// Runs the CPU kernels on small integers, where every sum but that of a loss is exact, in buffers without a spare byte
+// and on threads of its own, so that the sanitizers see each access. Prints "ok" and the number of problems.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -43,7 +44,7 @@ void expect(bool fine, const char* what) {
 }
 
 struct Shape {
-  int64_t samples, inputs, teacher, student, networks;
+  int64_t samples, inputs, teacher, student, networks, outputs;  // 0 outputs: no loss
   bool layered, own, coactive;
   int parts;
 };
@@ -90,6 +91,10 @@ void check(const Shape& s, fastspec::Scalar scalar) {
   p.teacher_scatter = t_scatter.data.get(), p.student_scatter = s_scatter.data.get();
   p.cross_scatter = cross.data.get(), p.coactive = s.coactive ? coactive.data.get() : nullptr;
   p.teacher_active = t_active.data.get(), p.student_active = s_active.data.get();
+  const int64_t C = s.outputs;
+  const auto vt = integers<T>(C * m), vs = integers<T>(P * C * n), ct = integers<T>(C), cs = integers<T>(P * C);
+  Output<double> loss(P);
+  if (C) p.top = {vt.get(), s.coactive ? ct.get() : nullptr, vs.get(), cs.get(), C, loss.data.get()};
   fastspec::FASTSPEC_ISA::compute(p, {s.parts, run_threads});
 
   for (int64_t q = 0; q < P; ++q) {
@@ -106,6 +111,21 @@ void check(const Shape& s, fastspec::Scalar scalar) {
       expect(s_scatter.data[q * n + k] == square - sum * sum / N, "student scatter");
       expect(s_active.data[q * n + k] == active, "student activity");
     }
+  }
+  for (int64_t q = 0; C && q < P; ++q) {
+    double want = 0;
+    for (int64_t r = 0; r < N; ++r) {
+      std::vector<double> hidden(m + n);
+      for (int64_t j = 0; j < m; ++j) hidden[j] = teacher_at(r, j);
+      for (int64_t k = 0; k < n; ++k) hidden[m + k] = student_at(q, r, k);
+      for (int64_t c = 0; c < C; ++c) {
+        double residual = (s.coactive ? double(ct[c]) : 0) - double(cs[q * C + c]);
+        for (int64_t j = 0; j < m; ++j) residual += hidden[j] * double(vt[c * m + j]);
+        for (int64_t k = 0; k < n; ++k) residual -= hidden[m + k] * double(vs[(q * C + c) * n + k]);
+        want += residual * residual / 2;
+      }
+    }
+    expect(std::fabs(loss.data[q] - want) <= 1e-5 * want, "loss");
   }
   for (int64_t j = 0; j < m; ++j) {
     const double start = teacher_at(0, j);
@@ -135,8 +155,10 @@ int main() {
     for (const bool own : {false, true}) {
       for (const int parts : {1, 3}) {
         for (int repeat = 0; repeat < 6; ++repeat) {
-          const Shape shape{draw(1, 900), draw(1, 9),     draw(1, 40),     draw(1, 45), draw(1, 4),
-                            layered,      layered && own, repeat % 2 == 0, parts};
+          const Shape shape{draw(1, 900), draw(1, 9),     draw(1, 40),
+                            draw(1, 45),  draw(1, 4),     layered && repeat < 4 ? draw(1, 70) : 0,
+                            layered,      layered && own, repeat % 2 == 0,
+                            parts};
           check<float>(shape, fastspec::Scalar::f32);
           check<double>(shape, fastspec::Scalar::f64);
           problems += 2;

@@ -17,7 +17,7 @@ FILES = (
     "test_two_layer_sgd",
     "test_two_layer_sgd_kernel",
     "test_chain_gram",
-    "test_output_loss",
+    "test_moments_and_loss",
 )
 COSTLY = "not compiles and not opcheck and not dispatcher"  # say nothing about instruction sets
 

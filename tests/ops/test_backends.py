@@ -77,7 +77,7 @@ def test_every_op_obeys(monkeypatch):
         assert backends.override("reference", op, "CPU") is backends.override("reference", op, "CUDA") is op.reference
         assert backends.override("cpu", op, "CPU") is None
         assert backends.override("triton", op, "CUDA") is op.triton
-        assert (op.triton is None) == (name in ("two_layer_sgd", "chain_gram", "output_loss"))
+        assert (op.triton is None) == (name in ("two_layer_sgd", "chain_gram", "moments_and_loss"))
     op = library.ops["layer_moments"]
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert backends.override("triton", op, "CPU") is not op.triton

@@ -33,6 +33,14 @@ struct Side {
   void* activation;  // [networks, N, nodes] contiguous, or null: not asked for
 };
 
+// The layers of outputs above the activations, contiguous, of the problem's type: f32 or f64.
+struct Outputs {
+  const void *teacher_weight, *teacher_bias;  // [outputs, m], [outputs] or null
+  const void *student_weight, *student_bias;  // [P, outputs, n], [P, outputs] or null
+  int64_t outputs;
+  double* loss;  // [P], half the squares of what teacher and student differ by; null: not asked for
+};
+
 struct MomentsProblem {
   Scalar scalar;
   bool layered;  // the arrays are inputs of layers; otherwise they are the activations
@@ -47,6 +55,7 @@ struct MomentsProblem {
   int64_t* teacher_active;  // [m]
   int64_t* student_active;  // [P, n]
   int64_t* coactive;        // [P, m, n] or null: not asked for
+  Outputs top;
 };
 
 // Fills the problem's outputs. The result does not depend on `parallel.parts`.
