@@ -109,8 +109,13 @@ class _Pass:
         for i in range(len(self.teacher) - 1):
             name = f"hidden{i + 1}"
             try:
-                if self.fused and i == len(self.teacher) - 2 and self._add_top(name, pair):
-                    break
+                if self.fused and i == len(self.teacher) - 2:
+                    if self._add_top(name, pair):
+                        break
+                    if len(x) > SLAB_SAMPLES:  # of a single hidden layer, so nothing has been added
+                        for part in x.split(SLAB_SAMPLES):
+                            self._add(part, place)
+                        return
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None

@@ -88,6 +88,48 @@ def test_a_student_of_one_output_does_not_depend_on_company() -> None:
     assert [float(measure(teacher, students.select([k]), x).loss) for k in range(3)] == together.tolist()
 
 
+def test_neither_activations_nor_outputs_are_written(monkeypatch) -> None:
+    teacher, students = population()
+    want = measure(teacher, students, inputs(), grams=True)  # whose activations are
+    for written in ("layer_moments_with_activations", "_linear"):
+        monkeypatch.setattr(layerwise, written, None)
+    found = measure(teacher, students, inputs())
+    torch.testing.assert_close(found.loss, want.loss)
+    torch.testing.assert_close(found.best_correlation, want.best_correlation)
+
+
+def test_of_deep_students_the_lower_activations_alone_are_written(monkeypatch) -> None:
+    teacher, students = MLP([6, 5, 4, 3], seed=0), [MLP([6, 8, 7, 3], seed=k) for k in (1, 2)]
+    x, calls, kernel = torch.randn(50, 6), [], layerwise.layer_moments_with_activations
+    want = [measure(teacher, student, x) for student in students]
+
+    def counted(*args, **options):
+        calls.append(args[1][0].shape)
+        return kernel(*args, **options)
+
+    monkeypatch.setattr(layerwise, "layer_moments_with_activations", counted)
+    found = measure(teacher, students, x)
+    assert calls == [(5, 6)]
+    for k in range(2):
+        torch.testing.assert_close(found.loss[k], want[k].loss)
+        for name, layer in want[k].layers.items():
+            torch.testing.assert_close(found.layers[name].cross_scatter[k], layer.cross_scatter)
+
+
+@pytest.mark.parametrize("samples", [10, 2000])
+def test_a_loss_whose_squares_are_beyond_float32(samples: int, monkeypatch) -> None:
+    monkeypatch.setattr(layerwise, "SLAB_SAMPLES", 300)
+    teacher = MLP([6, 5, 3], seed=0)
+    students = Population.two_layer(teacher, multi=[1, 2], seeds=range(3))
+    students.w2[students.nodes(1)] *= 1e24
+    x = torch.randn(samples, 6, generator=torch.Generator().manual_seed(0))
+    want = measure(teacher.double(), students.to(torch.float64), x.double())
+    found = measure(teacher.float(), students, x)
+    torch.testing.assert_close(found.loss, want.loss, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(found.best_correlation, want.best_correlation, rtol=1e-4, atol=1e-5)
+    assert found.samples == samples and float(found.loss.max()) > 1e38
+
+
 def test_an_error_in_a_thread_is_raised() -> None:
     teacher, students = population()
     students.w1[-1] = 1e200
