@@ -20,16 +20,20 @@ from fastspec.moments import (
     layer_moments_with_activations,
     of_students,
 )
+from fastspec.ops import library
+from fastspec.ops.backends import forced
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
 from fastspec.ops.precision import check_precision
-from fastspec.running import Running, finish_all
+from fastspec.running import Running, finish_all, summed_loss
 from fastspec.workers import Spread
 
 BATCH, GPU_BATCH = 8192, 131_072  # samples that are read at a time where the caller leaves it open, CPU: up to twice
 BATCH_BYTES = 16 * 2**20  # of inputs, beyond which it is BATCH samples: workers wait for each other after each
 ACTIVATION_BYTES = 64 * 2**20  # aimed at for the activations and outputs of a network at one time
 SLAB_BYTES = 12 * 2**20  # the same for a slab of a population: one core works on it, and it stays in a cache
-SLAB_NODES = 2048  # of a slab whose outputs and highest activations are not written
+# Highest hidden nodes of a slab whose activations and outputs are not written, at most and at least: a task for every
+# core, with nodes enough to pay for the teacher and for packing the inputs.
+SLAB_NODES, FEWEST_SLAB_NODES = 2048, 512
 FEWEST_SAMPLES = 256  # at a time: with fewer, neither matrix products nor merges are efficient
 SLAB_SAMPLES = 1152  # at a time
 
@@ -62,10 +66,12 @@ def measure_layers(
     for stack in stacks:
         _check_pair(teacher, stack)
     options["negative_slope"] = negative_slope
+    nodes = sum(stack[-2][0].shape[:-1].numel() for stack in stacks)
+    nodes = min(SLAB_NODES, max(FEWEST_SLAB_NODES, nodes // spread.threads))
     passes = []
     for stack in stacks:
-        fused = _fused(stack, options)
-        passes.append([_Pass(teacher, slab, fused, options) for slab in _slabs(stack, fused)])
+        fused = nodes if _fused(stack, options) else 0
+        passes.append([_Pass(teacher, slab, fused > 0, options) for slab in _slabs(stack, fused)])
     slabs = [slab for stack in reversed(passes) for slab in stack]  # the widest first, for an even end
     weight = teacher[0][0]
 
@@ -110,50 +116,59 @@ class _Pass:
             name = f"hidden{i + 1}"
             try:
                 if self.fused and i == len(self.teacher) - 2:
-                    if self._add_top(name, pair):
-                        break
-                    if len(x) > SLAB_SAMPLES:  # of a single hidden layer, so nothing has been added
-                        for part in x.split(SLAB_SAMPLES):
-                            self._add(part, place)
-                        return
+                    moments, loss = self._top(pair)
+                    break
                 moments, pair = layer_moments_with_activations(pair, self.teacher[i], self.student[i], **self.options)
             except ValueError as error:
                 raise ValueError(f"{place}, {name}: {error}") from None
             self.running.add(name, moments if self.students is None else moments[: self.students])
+        if self.fused:
+            self.running.add(name, moments)
+            for k in (~loss.isfinite()).nonzero().flatten().tolist():  # squares beyond the dtype
+                loss[k] = self._loss_of(k, pair, place)
+            self.running.add_sum(loss)
         else:
             self._add_outputs(pair, place)
         self.running.samples += len(x)
 
-    def _add_top(self, name: str, pair: tuple[Tensor, Tensor]) -> bool:
-        """Measure the highest hidden layer and the loss in one pass; False where squares are beyond the dtype."""
-        options = {option: self.options[option] for option in ("negative_slope", "coactivation", "check")}
+    def _top(self, pair: tuple[Tensor, Tensor]) -> tuple[CrossMoments, Tensor]:
+        """Moments of the highest hidden layer, and the loss, in one pass."""
         (t, t_top), (s, s_top) = self.teacher[-2:], self.student[-2:]
-        moments, loss = layer_moments_and_loss(pair, (t, t_top), (s, s_top), **options)
-        if not loss.isfinite().all():
-            return False
-        self.running.add(name, moments)
-        self.running.add_sum(loss)
-        return True
+        slope, coactivation = self.options["negative_slope"], self.options["coactivation"]
+        return layer_moments_and_loss(pair, (t, t_top), (s, s_top), negative_slope=slope, coactivation=coactivation)
+
+    def _loss_of(self, k: int, pair: tuple[Tensor, Tensor], place: str) -> Tensor:
+        """The loss of student k alone, by its activations and outputs, in float64 where need be."""
+        student = [(w[k], None if b is None else b[k]) for w, b in self.student[-2:]]
+        loss = torch.zeros((), dtype=torch.float64)
+        for t, s in zip(pair[0].split(SLAB_SAMPLES), _own(pair[1], k).split(SLAB_SAMPLES), strict=True):
+            _, hidden = layer_moments_with_activations((t, s), self.teacher[-2], student[0], **self.options)
+            loss += summed_loss(place, _linear(hidden[0], *self.teacher[-1]), _linear(hidden[1], *student[1]))
+        return loss
 
     def _add_outputs(self, pair: tuple[Tensor, Tensor], place: str) -> None:
         """The loss of the outputs above the highest activations."""
         answers, (weight, bias) = _linear(pair[0], *self.teacher[-1]), self.student[-1]
-        if self.together is not None:
-            products = _products(pair[1], weight, self.together)[: self.students]
-            self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
-        else:
+        if weight.dim() == 2:
             self.running.add_loss(place, answers, _linear(pair[1], weight, bias))
+        else:
+            products = _products(pair[1], weight, self.together or 1)[: self.students]
+            self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [*P, samples, inputs], weight [*P, outputs, inputs], bias [*P, outputs] -> [*P, samples, outputs]."""
-    if bias is None:
-        return x @ weight.mT
-    return (torch.addmm if weight.dim() == 2 else torch.baddbmm)(bias.unsqueeze(-2), x, weight.mT)
+    """x [samples, inputs], weight [outputs, inputs], bias [outputs] -> [samples, outputs]."""
+    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+
+
+def _own(x: Tensor, k: int) -> Tensor:
+    """The inputs of student k among those of a population, or of all."""
+    return x[k] if x.dim() == 3 else x
 
 
 def _products(x: Tensor, weight: Tensor, students: int) -> Tensor:
-    """As `_linear` of a whole number of `students`, so many at a time: one product takes another way than two."""
+    """[P, samples, outputs] without biases, a whole number of `students` at a time: one product takes another way than
+    two."""
     out = x.new_empty(len(weight), x.shape[-2], weight.shape[-2])
     for k in range(0, len(weight), students):
         some = slice(k, k + students)
@@ -168,15 +183,17 @@ def _batch_size(weight: Tensor) -> int:
 
 
 def _fused(stack: Sequence[Layer], options: dict[str, Any]) -> bool:
-    """Whether the highest activations and the outputs of a stack are never in memory: of populations on the CPU."""
+    """Whether the highest activations and the outputs of a stack are not written: of populations on the CPU."""
     weight = stack[0][0]
+    native = library.native_error() is None and forced() in (None, "cpu")
     on_cpu = weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
-    return on_cpu and not options["grams"] and options["precision"] in (None, check_precision(None, weight.dtype))
+    plain = not options["grams"] and options["precision"] in (None, check_precision(None, weight.dtype))
+    return native and on_cpu and plain
 
 
-def _slabs(stack: Sequence[Layer], fused: bool = False) -> list[list[Layer]]:
-    """The students of a stack in slabs of about one size: those whose activations stay in a core's cache, or as many as
-    a GPU is to hold."""
+def _slabs(stack: Sequence[Layer], fused: int = 0) -> list[list[Layer]]:
+    """The students of a stack in slabs of about one size: those whose activations stay in a core's cache, as many as
+    have `fused` nodes if they are not written, or as many as a GPU is to hold."""
     weight = stack[0][0]
     if weight.dim() == 2:
         return [list(stack)]
@@ -190,14 +207,14 @@ def _slabs(stack: Sequence[Layer], fused: bool = False) -> list[list[Layer]]:
     ]
 
 
-def _fitting(stack: Sequence[Layer], fused: bool = False) -> int:
+def _fitting(stack: Sequence[Layer], fused: int = 0) -> int:
     """How many students a slab may have."""
     on_gpu = waits(stack[0][0].device)
     samples, most = (GPU_SLAB_SAMPLES, GPU_BYTES) if on_gpu else (SLAB_SAMPLES, SLAB_BYTES)
     if not fused:
         return max(1, most // (samples * _bytes(stack)))
     nodes, written = max(1, stack[-2][0].shape[-2]), _bytes(stack[:-2])
-    return max(1, min(SLAB_NODES // nodes, most // (samples * written) if written else SLAB_NODES))
+    return max(1, min(fused // nodes, most // (samples * written) if written else fused))
 
 
 def _together(stack: Sequence[Layer]) -> int:
@@ -213,7 +230,7 @@ def _filled(layer: Layer, students: int) -> Layer:
 
 
 def _samples(teacher: Sequence[Layer], stack: Sequence[Layer], fused: bool = False) -> int:
-    """How many samples go through a stack at a time: all where no activation is written.
+    """How many samples go through a stack at a time: all of a batch where no activation is written.
 
     On a GPU as few as keep it at work, so that most of a layer is still in the second-level cache (50 MB on an H200)
     when the next one reads it; what does not fit there costs less than a device that waits for the host.

@@ -280,7 +280,6 @@ def layer_moments_and_loss(
     *,
     negative_slope: float = 0.0,
     coactivation: bool = False,
-    check: bool = True,
 ) -> tuple[CrossMoments, Tensor]:
     """`layer_moments` of the lower of two layers, and the loss of the upper one's outputs, [*P] float64: the sum over
     the samples of 1/2 ||teacher - student||^2, not finite where a square is beyond the dtype, float64 or float32."""
@@ -288,7 +287,7 @@ def layer_moments_and_loss(
     raw, loss = moments_and_loss_op(
         (*t, *teacher[1]), (*s, *student[1]), negative_slope=negative_slope, coactivation=coactivation
     )
-    return _moments(raw, len(t[0]), check), loss
+    return _moments(raw, len(t[0]), True), loss
 
 
 def _moments(raw: Moments, count: int, check: bool) -> CrossMoments:

@@ -10,7 +10,7 @@ import xarray as xr
 from fastspec.deep_report import deep_blocks
 from fastspec.experiments.results import RunFolder
 from fastspec.report import Block, Heading, Table, Text
-from studies.deep_gaussian.published import LUCK_MATTERS, STUDENT_SPECIALIZATION, Reading
+from studies.deep_gaussian.published import LUCK_MATTERS, STUDENT_SPECIALIZATION, TWENTY_THOUSAND, Reading
 from studies.files import made_with
 
 ABOUT = """Deep ReLU students learn the outputs of separated teachers from Gaussian inputs, by plain SGD. The layer \
@@ -35,6 +35,10 @@ DISTINCT = """All students make the same number of steps. With few distinct samp
 training) and not the teacher (the held-out difference); the lowest layer is the first to specialise. The rest follows \
 between 15,000 and 20,000: of two students with 20,000, one has 0.9988 or more in every layer, the other is still on \
 its way. The rate is halved after 20 epochs, which come early where an epoch is short."""
+
+TEN_SEEDS = """TODO"""
+LATE = """TODO"""
+TEN = "fastspec deep --preset student-specialization --samples 20000 --seeds 10"
 
 
 class Part(NamedTuple):
@@ -61,6 +65,15 @@ PARTS = {
         STUDENT_SPECIALIZATION,
         DISTINCT,
         "fastspec deep --preset student-specialization",
+    ),
+    "twenty-thousand": Part(
+        "Student Specialization: 20,000 distinct samples, ten seeds", TWENTY_THOUSAND, TEN_SEEDS, TEN
+    ),
+    "twenty-thousand-late": Part(
+        "Student Specialization: the same, the rate halved later",
+        TWENTY_THOUSAND,
+        LATE,
+        f"{TEN} --lr-drop-epoch 100",
     ),
 }
 

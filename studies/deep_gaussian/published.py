@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 
@@ -59,3 +59,5 @@ STUDENT_SPECIALIZATION = (
         for layer in (2, 3, 4)
     ),
 )
+
+TWENTY_THOUSAND = tuple(replace(reading, samples=-1) for reading in STUDENT_SPECIALIZATION if reading.samples == -2)

@@ -26,6 +26,13 @@ TINY = Deep(
 )  # fmt: skip
 
 
+SAMPLES = {
+    "student-specialization": [5_000, 10_000, 15_000, 20_000, 100_000],
+    "twenty-thousand": [20_000],
+    "twenty-thousand-late": [20_000],
+}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of two runs for each preset."""
@@ -39,6 +46,7 @@ def runs(tmp_path_factory):
 
 def call(runs, out):
     names = {"luck-matters": ("a", "b"), "luck-matters-tuned": ("b",), "student-specialization": ("few", "many")}
+    names |= {name: ("few",) for name in ("twenty-thousand", "twenty-thousand-late")}
     given = [part for name, pair in names.items() for part in (f"--{name}", *(str(runs / one) for one in pair))]
     main([*given, "--out", str(out)])
 
@@ -87,7 +95,7 @@ def test_the_committed_page_is_of_full_runs():
     assert "Beside the published readings, 5 seeds" in page and "Beside the published readings, 2 seeds" in page
     for name in PARTS:
         found = xr.load_dataset(FOLDER / f"summary-{name}.nc")
-        samples = [5_000, 10_000, 15_000, 20_000, 100_000] if name == "student-specialization" else [100_000]
+        samples = SAMPLES.get(name, [100_000])
         assert found.samples.values.tolist() == samples and (found.diverged_step == -1).all()
         assert found.step.values[-1] in (62_480, 312_500)
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 3_000_000

@@ -46,6 +46,8 @@ library.define(
 
 _op = torch.ops.fastspec.moments_and_loss.default
 
+_TENSORS = "input", "weight", "bias", "top", "top_bias"
+
 
 def moments_and_loss(
     teacher: SideLayers, student: SideLayers, *, negative_slope: float = 0.0, coactivation: bool = False
@@ -75,9 +77,6 @@ def moments_and_loss(
     check_real("negative_slope", negative_slope, "a number in [0, 1]", 0.0, 1.0)
     *moments, loss = _op(*teacher[:3], *student[:3], *teacher[3:], *student[3:], negative_slope, coactivation)
     return Moments(*moments), loss
-
-
-_TENSORS = "input", "weight", "bias", "top", "top_bias"
 
 
 def _check_side(names: list[str], ranks: tuple[int, ...], tensors: SideLayers) -> int:
