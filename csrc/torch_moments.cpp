@@ -68,7 +68,8 @@ Moments run(MomentsProblem& problem, bool population, bool coactivation) {
     std::apply([](auto&... tensor) { (torch::stable::zero_(tensor), ...); }, out);
     return out;
   }
-  const double operations = double(problem.samples) * (m + n * networks) * (problem.student.layer.inputs + m);
+  const double operations =
+      double(problem.samples) * (m + n * networks) * (problem.student.layer.inputs + m + problem.top.outputs);
   const int parts = operations < 1e6 ? 1 : int(torch::stable::get_num_threads());
   compute_moments(problem, {parts, run_parts});
   return out;

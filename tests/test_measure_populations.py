@@ -165,7 +165,7 @@ def test_a_loss_whose_squares_are_beyond_float32(samples: int) -> None:
 def test_outputs_beyond_float32_are_refused_in_one_line(samples: int) -> None:
     teacher, students = overflowing()
     students.w2[students.nodes(1)] *= 1e12
-    x = 1e6 * torch.randn(samples, 6, generator=torch.Generator().manual_seed(0))
+    x = 1e9 * torch.randn(samples, 6, generator=torch.Generator().manual_seed(0))
     message = (
         "^data, batch 0, outputs of the student: got [0-9]+ of [0-9]+ values NaN or infinite; takes finite values$"
     )

@@ -19,7 +19,7 @@ SAMPLES, INPUTS, OUTPUTS = 10_000, 100, 50  # those of the two-layer study
 # teacher nodes, student nodes, students: of about as many nodes in all
 SHAPES = ((5, 5, 128), (5, 50, 32), (20, 20, 64), (20, 200, 8))
 QUICK_SHAPES = ((3, 5, 4),)
-CHUNK = 1152  # samples whose activations stay in a cache
+CHUNK = 1152  # samples at a time
 
 
 class Networks(NamedTuple):
@@ -56,7 +56,7 @@ def fastspec(networks: Networks) -> Measured:
 
 
 def in_passes(networks: Networks) -> Measured:
-    """The op of the moments alone, merged; the loss by torch, of activations that stay in a cache."""
+    """The op of the moments alone, merged, and the loss by torch."""
     (x, w, b, top, top_bias), (_, ws, bs, tops, top_biases) = networks
     moments: CrossMoments | None = None
     loss = torch.zeros(len(ws), dtype=torch.float64, device=x.device)

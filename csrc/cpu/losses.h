@@ -40,8 +40,8 @@ class Losses {
         teacher_(problem.teacher.nodes, problem.top.outputs),
         student_(problem.student.nodes, problem.top.outputs) {}
 
-  // The layers of the teacher and of a part's students.
-  void pack(int part, int parts) const {
+  // Packs the layers of the teacher and of a part's students, of whose losses nothing is known.
+  void begin(int part, int parts) const {
     const Outputs& top = problem_.top;
     if (part == 0) {
       pack_layer(teacher_, top.teacher_weight, top.teacher_bias, problem_.teacher.nodes, 0, work_.teacher_top);
@@ -49,6 +49,7 @@ class Losses {
     const int64_t networks = problem_.student.networks;
     for (int64_t k = networks * part / parts; k < networks * (part + 1) / parts; ++k) {
       pack_layer(student_, top.student_weight, top.student_bias, problem_.student.nodes, k, work_.student_top);
+      for (int64_t slot = 0; slot < plan_.slots; ++slot) work_.sums[slot].loss[k] = 0;
     }
   }
 

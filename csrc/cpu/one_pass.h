@@ -105,13 +105,13 @@ class OnePass {
     PanelStatistics<T>& s = scratch.statistics;
     for (int64_t panel = 0; panel < p.teacher_panels; ++panel) {
       const int64_t node = panel * columns;
-      fill_panel(problem_.teacher, teacher_columns(panel), first, rows, inputs,
-                 work_.teacher_weights + node * p.teacher_depth, work_.teacher_bias + node, scratch);
+      const Columns nodes = teacher_columns(panel);
+      fill_panel(problem_.teacher, nodes, first, rows, inputs, work_.teacher_weights + node * p.teacher_depth,
+                 work_.teacher_bias + node, scratch);
       if (chunk == 0)
         for (int c = 0; c < columns; ++c) work_.teacher_reference[node + c] = scratch.panel[c];
       if (p.loss) {
-        teacher_columns(panel).copy_out(scratch.panel, rows, problem_.teacher.nodes,
-                                        [&](int64_t) { return scratch.activations; });
+        nodes.copy_out(scratch.panel, rows, problem_.teacher.nodes, [&](int64_t) { return scratch.activations; });
       }
       if (p.coactive) gate_bits(scratch.panel, rows, p.words, work_.teacher_gates + (at * p.padded + node) * p.words);
       center_panel(scratch.panel, rows, s);
@@ -206,16 +206,16 @@ class OnePass {
   }
 
   void student_round(int64_t slab_first, int64_t panels, int64_t first_chunk, int64_t chunks) {
-    const int64_t slots = plan_.slots, tasks = slots * panels, unit = plan_.loss ? panels : 1;  // of one part
+    const int64_t slots = plan_.slots, unit = plan_.unit, units = ceil_div(panels, unit), tasks = slots * units;
     parallel_([&](int part) {
-      const auto begin_of = [&](int64_t which) { return unit ? tasks / unit * which / parallel_.parts * unit : 0; };
-      const int64_t end = begin_of(part + 1);
-      for (int64_t task = begin_of(part); task < end;) {
-        const int64_t slot = task / panels, first = task % panels;
-        const int64_t count = panels - first < end - task ? panels - first : end - task;
+      const int64_t end = tasks * (part + 1) / parallel_.parts;
+      for (int64_t task = tasks * part / parallel_.parts; task < end;) {
+        const int64_t slot = task / units, first = task % units;
+        const int64_t count = units - first < end - task ? units - first : end - task;
+        const int64_t last = clamp((first + count) * unit, 0, panels);
         for (int64_t at = slot; at < chunks; at += slots) {
           int64_t packed_group = -1;
-          for (int64_t panel = first; panel < first + count; ++panel) {
+          for (int64_t panel = first * unit; panel < last; ++panel) {
             const T* const inputs =
                 inputs_for(slab_first + panel, first_chunk + at, at, packed_group, work_.scratch[part]);
             student_panel(slab_first, panel, first_chunk + at, at, inputs, work_.sums[slot], work_.scratch[part]);
@@ -274,7 +274,6 @@ class OnePass {
       std::memset(s.sum, 0, wide * sizeof(double));
       std::memset(s.square, 0, wide * sizeof(double));
       std::memset(s.active, 0, wide * sizeof(int64_t));
-      if (plan_.loss) std::memset(s.loss, 0, problem_.student.networks * sizeof(double));
       if (plan_.coactive) std::memset(s.coactive, 0, wide * problem_.teacher.nodes * sizeof(int64_t));
     }
   }
@@ -308,7 +307,7 @@ class OnePass {
           pack_layer(problem_.student, student_columns(slab_first + panel),
                      work_.student_weights + panel * columns * p.student_depth, work_.student_bias + panel * columns);
         }
-        if (p.loss) losses_.pack(part, parallel_.parts);
+        if (p.loss && slab_first == 0) losses_.begin(part, parallel_.parts);
       });
       for (int64_t chunk = 0; chunk < p.chunks; chunk += p.round) {
         const int64_t chunks = clamp(p.chunks - chunk, 0, p.round);

@@ -21,11 +21,12 @@ struct Plan {
   int64_t teacher_nodes, student_nodes, teacher_depth, student_depth, teacher_tiles, teacher_panels;
   int64_t padded;                             // teacher nodes, to whole tiles and whole panels
   int64_t group_nodes, group_panels, panels;  // a panel lies within one group of student nodes
+  int64_t unit = 1;                           // panels of one core, after which all networks are complete, for losses
   int64_t slab;                               // panels whose sums and weights are held at a time
   int64_t rows, tiled_rows, words;            // of a chunk: samples, the same to whole tiles, words of gate bits
   int64_t chunks, round, slots;               // chunks in all, in a round; sums kept apart so that cores find work
 
-  // Networks that a panel may have nodes of.
+  // Networks that a panel may have nodes of, at most.
   int64_t kept() const { return (columns - 1) / (student_nodes ? student_nodes : 1) + 2; }
   int64_t kept_nodes() const { return clamp(kept() * student_nodes, teacher_nodes, INT64_MAX); }
 
@@ -65,8 +66,10 @@ struct Plan {
     if (slots > chunks) slots = chunks;
     round = ceil_div(clamp(how_many(round_bytes, chunk_bytes), 1, chunks < 16 ? chunks : 16), slots) * slots;
     const int64_t weights_bytes = student_depth * columns * sizeof(T);
+    if (loss) unit = own_inputs ? group_panels : student_nodes / common_divisor(student_nodes, columns);
+    unit = clamp(unit, 1, panels > 0 ? panels : 1);
     const int64_t fitting = how_many(slab_bytes, slots * sums_bytes * (coactive ? 2 : 1) + weights_bytes);
-    slab = clamp(loss ? panels : fitting, 1, panels > 0 ? panels : 1);  // a loss is of whole networks
+    slab = clamp(fitting / unit * unit, unit, panels > 0 ? panels : 1);
   }
 };
 

@@ -116,7 +116,7 @@ MUTATIONS = {  # driver, sanitizers, file, what stands there, what it becomes
     "products of other columns": ("chain_gram", ADDRESS, "open_columns.h", "+= packed[j - start];", "+= packed[j];"),
     "activations over another's": ("moments", ADDRESS, "plan.h", "student_nodes : 1) + 2;", "student_nodes : 1) + 1;"),
     "answers of another chunk": ("moments", ADDRESS, "losses.h", "work_.answers + at *", "work_.answers + 0 *"),
-    "parts of students": ("moments", THREAD, "one_pass.h", "unit = plan_.loss ? panels : 1", "unit = 1"),
+    "parts of students": ("moments", THREAD, "one_pass.h", "unit = plan_.unit", "unit = 1"),
     "an open gate below": ("mlp_sgd_step", ADDRESS, "deep_student.h", "on ? g : rules_.slope * g", "g"),
     "half a batch": ("two_layer_sgd", ADDRESS, "student.h", "first_part = first == 0", "first_part = true"),
 }

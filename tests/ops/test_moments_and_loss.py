@@ -71,7 +71,7 @@ def test_integers_are_exact(dtype, slope, bias, coactivation, population, own, o
         moments, loss = moments_and_loss(*sides, negative_slope=slope, coactivation=coactivation)
         assert_moments(moments, of_the_moments_alone(*sides, slope, coactivation))
         assert loss.dtype == torch.float64
-        if native_error() is None and samples < 900:  # squares of sums add up to whole numbers below 2^24
+        if native_error() is None and (dtype == torch.float64 or samples < 900):  # short sums of these draws are exact
             assert torch.equal(loss, loss_by_hand(*sides, slope))
         torch.testing.assert_close(loss, loss_by_hand(*sides, slope), rtol=1e-5, atol=0.0)
 
@@ -87,7 +87,7 @@ def test_students_of_any_width(n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(300, 20, 5, 5, 50), (5000, 30, 20, 50, 50), (400, 30, 20, 400, 30)])
+@pytest.mark.parametrize("shape", [(300, 20, 5, 5, 50), (7000, 30, 20, 50, 50), (400, 30, 20, 400, 30)])
 def test_within_twice_the_error_of_torch(dtype, shape):
     sides = problem(*shape, 4, dtype=dtype)
     want = loss_by_hand(*sides)
@@ -230,6 +230,13 @@ def same(side):
 
 
 BAD = {
+    "too few": (
+        lambda t: t[:3],
+        same,
+        TypeError,
+        r"teacher: got 3 of them; takes \(input, weight, bias, top, top_bias\)",
+    ),
+    "a tensor": (same, lambda s: s[0], TypeError, "student: got Tensor; takes"),
     "a list": (changed(3, [1.0]), same, TypeError, "teacher_top: got list; takes a tensor"),
     "rank": (same, changed(3, S[3][0]), ValueError, r"student_top: got shape \[4, 5\]"),
     "nodes": (same, changed(3, S[3][..., 1:]), ValueError, r"student_top: got shape \[2, 4, 4\].*above student_weight"),

@@ -60,8 +60,8 @@ def moments_and_loss(
     negative_slope: in [0, 1]; 0 is ReLU. At a pre-activation of 0 the gate is off.
     Returns `Moments`, and the sum over the samples of 1/2 ||teacher's - student's outputs||^2, [*P] float64.
     Residuals and short sums of their squares are rounded to the dtype; where one is beyond it, the loss is not finite.
-    A network less itself is 0, and a student's results do not depend on the others; memory beyond the results does not
-    grow with N, but with P and n.
+    Of the CPU kernel, moreover: a network less itself is exactly 0, a student's results do not depend on the others,
+    and memory beyond inputs and results does not grow with N; its sums are up to 16 times the results.
     Raises ValueError or TypeError, naming the argument, for wrong ranks, shapes, dtypes, devices or slopes.
     """
     names = [[f"{side}_{what}" for what in _TENSORS] for side in ("teacher", "student")]
@@ -81,6 +81,9 @@ def moments_and_loss(
 
 def _check_side(names: list[str], ranks: tuple[int, ...], tensors: SideLayers) -> int:
     """Check that both layers of a side follow each other; its number of samples."""
+    if not isinstance(tensors, (tuple, list)) or len(tensors) != len(_TENSORS):
+        got = f"{len(tensors)} of them" if isinstance(tensors, (tuple, list)) else type(tensors).__name__
+        refuse(names[0].partition("_")[0], got, f"({', '.join(_TENSORS)}), biases may be None", TypeError)
     x, weight, bias, top, top_bias = tensors
     samples = check_layer(names[:3], ranks, x, weight, bias)
     check_tensor(names[3], top, (weight.dim(),), "[*students, outputs, nodes]")
