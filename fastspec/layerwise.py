@@ -65,12 +65,13 @@ def measure_layers(
     _check_finite(teacher, stacks)
     for stack in stacks:
         _check_pair(teacher, stack)
+    check_precision(options["precision"], teacher[0][0].dtype)
     options["negative_slope"] = negative_slope
     nodes = sum(stack[-2][0].shape[:-1].numel() for stack in stacks)
     nodes = min(SLAB_NODES, max(FEWEST_SLAB_NODES, nodes // spread.threads))
     passes = []
     for stack in stacks:
-        fused = nodes if _fused(stack, options) else 0
+        fused = nodes if _fused(stack, options["grams"]) else 0
         passes.append([_Pass(teacher, slab, fused > 0, options) for slab in _slabs(stack, fused)])
     slabs = [slab for stack in reversed(passes) for slab in stack]  # the widest first, for an even end
     weight = teacher[0][0]
@@ -182,13 +183,12 @@ def _batch_size(weight: Tensor) -> int:
     return min(most, max(BATCH, held // (weight.shape[1] * weight.element_size())))
 
 
-def _fused(stack: Sequence[Layer], options: dict[str, Any]) -> bool:
+def _fused(stack: Sequence[Layer], grams: bool) -> bool:
     """Whether the highest activations and the outputs of a stack are not written: of populations on the CPU."""
     weight = stack[0][0]
     native = library.native_error() is None and forced() in (None, "cpu")
     on_cpu = weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
-    plain = not options["grams"] and options["precision"] in (None, check_precision(None, weight.dtype))
-    return native and on_cpu and plain
+    return native and on_cpu and not grams
 
 
 def _slabs(stack: Sequence[Layer], fused: int = 0) -> list[list[Layer]]:

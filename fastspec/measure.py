@@ -91,7 +91,7 @@ def measure(
     The networks are evaluated in evaluation mode, without gradients, and every submodule is left in the mode it was
     in. Two `MLP`s of one negative slope go through `layer_moments`, layer by layer, batch norm folded into the weights,
     each activation computed once; students of a population in stacks of equal width. On the CPU their highest hidden
-    layer and the loss are one pass, `moments_and_loss`, without `grams` and at the precision of the dtype.
+    layer and the loss are one pass, `moments_and_loss`, without `grams`.
     Returns a `Measurement`, with a population axis for a list; or a `PopulationMeasurement` for a population.
     Raises ValueError or TypeError, naming the argument and the batch, for networks that do not fit each other or the
     data, unknown layers, weights, data or activations that are NaN or infinite, and data without samples. On a GPU NaN

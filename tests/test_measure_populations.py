@@ -6,6 +6,7 @@ import pytest
 import torch
 from measured_networks import SAMPLES, check, inputs, network, population
 
+import fastspec as fs
 from fastspec import layerwise
 from fastspec.measure import measure
 from fastspec.networks import MLP
@@ -101,7 +102,7 @@ def test_there_are_slabs_for_all_threads(threads: int, slabs: int, monkeypatch) 
     assert [len(stack) for stack in found] == [slabs]
 
 
-@pytest.mark.parametrize("options", [{}, {"grams": True}, {"precision": "tf32"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"grams": True}], ids=str)
 def test_a_student_of_one_output_does_not_depend_on_company(options: dict) -> None:
     """torch's product of one student takes another way than that of several."""
     teacher = MLP([20, 10, 1], seed=0)
@@ -119,6 +120,25 @@ def test_neither_activations_nor_outputs_are_written(monkeypatch) -> None:
     found = measure(teacher, students, inputs())
     torch.testing.assert_close(found.loss, want.loss)
     torch.testing.assert_close(found.best_correlation, want.best_correlation)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("backend, calls", [("cpu", 1), ("reference", 0)])
+def test_whole_batches_go_to_the_kernel_alone(backend: str, calls: int, monkeypatch) -> None:
+    teacher, students = population()
+    found, kernel = [], layerwise.layer_moments_and_loss
+    monkeypatch.setattr(
+        layerwise, "layer_moments_and_loss", lambda *args, **options: found.append(1) or kernel(*args, **options)
+    )
+    with fs.backend(backend):
+        measure(teacher, students.select([0, 1]), inputs())
+    assert len(found) == calls
+
+
+def test_a_precision_that_is_not_the_dtypes_is_refused() -> None:
+    teacher, students = population(torch.float32)
+    with pytest.raises(ValueError, match="precision: got 'fp64'"):
+        measure(teacher, students, inputs(dtype=torch.float32), precision="fp64")
 
 
 def test_of_deep_students_the_lower_activations_alone_are_written(monkeypatch) -> None:
