@@ -28,6 +28,7 @@ TINY = Deep(
 
 SAMPLES = {
     "student-specialization": [5_000, 10_000, 15_000, 20_000, 100_000],
+    "twenty-thousand": [20_000],
     "twenty-thousand-late": [20_000],
 }
 
@@ -45,7 +46,7 @@ def runs(tmp_path_factory):
 
 def call(runs, out):
     names = {"luck-matters": ("a", "b"), "luck-matters-tuned": ("b",), "student-specialization": ("few", "many")}
-    names["twenty-thousand-late"] = ("few",)
+    names |= {name: ("few",) for name in ("twenty-thousand", "twenty-thousand-late")}
     given = [part for name, pair in names.items() for part in (f"--{name}", *(str(runs / one) for one in pair))]
     main([*given, "--out", str(out)])
 
