@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from fastspec.batches import Batch, Data, gather, read, waits
 from fastspec.measurement import Measurement
@@ -20,8 +20,7 @@ from fastspec.moments import (
     layer_moments_with_activations,
     of_students,
 )
-from fastspec.ops import library
-from fastspec.ops.backends import forced
+from fastspec.ops.backends import takes_native
 from fastspec.ops.checks import all_finite, check_finite, check_same_kind, check_tensor, refuse, shape
 from fastspec.ops.precision import check_precision
 from fastspec.running import Running, finish_all, summed_loss
@@ -144,22 +143,17 @@ class _Pass:
         loss = torch.zeros((), dtype=torch.float64)
         for t, s in zip(pair[0].split(SLAB_SAMPLES), _own(pair[1], k).split(SLAB_SAMPLES), strict=True):
             _, hidden = layer_moments_with_activations((t, s), self.teacher[-2], student[0], **self.options)
-            loss += summed_loss(place, _linear(hidden[0], *self.teacher[-1]), _linear(hidden[1], *student[1]))
+            loss += summed_loss(place, linear(hidden[0], *self.teacher[-1]), linear(hidden[1], *student[1]))
         return loss
 
     def _add_outputs(self, pair: tuple[Tensor, Tensor], place: str) -> None:
         """The loss of the outputs above the highest activations."""
-        answers, (weight, bias) = _linear(pair[0], *self.teacher[-1]), self.student[-1]
+        answers, (weight, bias) = linear(pair[0], *self.teacher[-1]), self.student[-1]
         if weight.dim() == 2:
-            self.running.add_loss(place, answers, _linear(pair[1], weight, bias))
+            self.running.add_loss(place, answers, linear(pair[1], weight, bias))
         else:
             products = _products(pair[1], weight, self.together or 1)[: self.students]
             self.running.add_loss(place, answers, products, None if bias is None else bias[: self.students])
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [samples, inputs], weight [outputs, inputs], bias [outputs] -> [samples, outputs]."""
-    return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
 
 
 def _own(x: Tensor, k: int) -> Tensor:
@@ -186,9 +180,8 @@ def _batch_size(weight: Tensor) -> int:
 def _fused(stack: Sequence[Layer], grams: bool) -> bool:
     """Whether the highest activations and the outputs of a stack are not written: of populations on the CPU."""
     weight = stack[0][0]
-    native = library.native_error() is None and forced() in (None, "cpu")
     on_cpu = weight.dim() == 3 and not waits(weight.device) and weight.dtype in (torch.float32, torch.float64)
-    return native and on_cpu and not grams
+    return on_cpu and takes_native(weight) and not grams
 
 
 def _slabs(stack: Sequence[Layer], fused: int = 0) -> list[list[Layer]]:

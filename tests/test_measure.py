@@ -141,7 +141,7 @@ def parts(kind: str) -> tuple:
     return tuple(measure(teacher, student, part, coactivation=True) for part in (x[:30], x[30:], x))
 
 
-def same(a: Measurement | PopulationMeasurement, b: Measurement | PopulationMeasurement) -> None:
+def assert_same(a: Measurement | PopulationMeasurement, b: Measurement | PopulationMeasurement) -> None:
     groups = [
         [group.measurement for group in m.groups] if isinstance(m, PopulationMeasurement) else [m] for m in (a, b)
     ]
@@ -155,8 +155,8 @@ def same(a: Measurement | PopulationMeasurement, b: Measurement | PopulationMeas
 @pytest.mark.parametrize("kind", ["student", "population"])
 def test_merge(kind: str) -> None:
     first, second, whole = parts(kind)
-    same(first + second, whole)
-    same(second.merge(first), whole)
+    assert_same(first + second, whole)
+    assert_same(second.merge(first), whole)
 
 
 def test_merge_refuses_what_does_not_fit() -> None:
@@ -175,7 +175,7 @@ def test_save_and_load(kind: str, tmp_path) -> None:
     _, _, whole = parts(kind)
     whole.save(tmp_path / "m.safetensors")
     loaded = type(whole).load(tmp_path / "m.safetensors")
-    same(loaded, whole)
+    assert_same(loaded, whole)
     assert str(loaded) == str(whole)
     torch.testing.assert_close(loaded.loss, whole.loss, rtol=0, atol=0)
 

@@ -115,7 +115,7 @@ def test_a_student_of_one_output_does_not_depend_on_company(options: dict) -> No
 def test_neither_activations_nor_outputs_are_written(monkeypatch) -> None:
     teacher, students = population()
     want = measure(teacher, students, inputs(), grams=True)  # whose activations are
-    for written in ("layer_moments_with_activations", "_linear"):
+    for written in ("layer_moments_with_activations", "linear"):
         monkeypatch.setattr(layerwise, written, None)
     found = measure(teacher, students, inputs())
     torch.testing.assert_close(found.loss, want.loss)

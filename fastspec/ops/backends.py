@@ -31,6 +31,11 @@ def takes_triton(tensor: torch.Tensor) -> bool:
     return library.has_triton() and (on_gpu or _forced == "triton")
 
 
+def takes_native(tensor: torch.Tensor) -> bool:
+    """Whether ops with a native kernel for CPUs run it on this tensor."""
+    return tensor.is_cpu and library.native_error() is None and _forced in (None, "cpu")
+
+
 def backend(name: str | None) -> ExitStack:
     """Force the implementation of every op, for the whole process; in a `with` statement, until its end.
 
